@@ -1,0 +1,94 @@
+"""One cell of the comparison: an architecture, what is done with it, and at what size."""
+
+from typing import Any, Literal, Self, get_args
+
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
+
+from benchbench.errors import UnsupportedError
+from benchbench.specs import ModelSpec, from_dict
+from benchbench.value import Value
+
+Task = Literal["prefill", "decode", "train"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+LOSS_CHUNK_ELEMENTS = 2**27
+"""Logits held at a time by the loss: 512 MiB in float32, whatever the context length."""
+
+
+def loss_chunk_rows(rows: int, vocab_size: int) -> int:
+    """How many of `rows` positions the loss projects at a time: all, or the largest power of two that fits."""
+    most = max(1, LOSS_CHUNK_ELEMENTS // vocab_size)
+    return rows if rows <= most else 1 << (most.bit_length() - 1)
+
+
+class Case(Value):
+    """ModelSpec x task x size, fully resolved: equal cases cost the same.
+
+    `seq_len` is the tokens read (prefill, train) or those already behind the one token written (decode).
+    """
+
+    spec: SerializeAsAny[ModelSpec]
+    task: Task
+    seq_len: PositiveInt
+    batch: PositiveInt = 1
+    dtype: Dtype = "float32"
+    path: str
+    optimizer: Optimizer | None = None
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, **sizes: Any) -> Self:
+        """A case with the family's default path, and AdamW where it trains, unless they are given."""
+        given = {key: value for key, value in sizes.items() if value is not None}
+        given.setdefault("path", spec.paths[0])
+        if given.get("task") == "train":
+            given.setdefault("optimizer", "adamw")
+        return cls(spec=spec, **given)
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _read_spec(cls, value: object) -> object:
+        return from_dict(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.path not in self.spec.paths:
+            raise ValueError(f"{self.spec.name} has no path '{self.path}'; it has {', '.join(self.spec.paths)}")
+        if (self.optimizer is None) == (self.task == "train"):
+            raise ValueError("an optimizer belongs to the task 'train', and only there")
+        if self.task == "train" and self.seq_len == 1:
+            raise ValueError("training needs seq_len of 2 or more: one token alone has no next token")
+        return self
+
+    @property
+    def model(self) -> str:
+        return self.spec.name
+
+    @property
+    def family(self) -> str:
+        return self.spec.family
+
+    @property
+    def id(self) -> str:
+        """A name to read and to grep for: `mamba-130m/prefill/N4096/B1/float32/chunked`."""
+        return f"{self.model}/{self.task}/N{self.seq_len}/B{self.batch}/{self.dtype}/{self.path}"
+
+    def require_supported(self) -> None:
+        """Raises `UnsupportedError` with the reason if the architecture cannot do this."""
+        if reason := self.unsupported():
+            raise UnsupportedError(reason)
+
+    def unsupported(self) -> str | None:
+        """Why the architecture cannot do this, or None: an answer about the model, not about the machine."""
+        spec = self.spec
+        if spec.longest is not None and self.seq_len > spec.longest:
+            return f"{spec.name} has learned positions for {spec.longest} tokens, not {self.seq_len}"
+        if self.task == "decode" and not spec.decodes:
+            return f"{spec.name} sees later tokens: it cannot generate token by token"
+        if self.task == "train" and not spec.trains_next_token:
+            return f"{spec.name} sees later tokens: its next-token loss would mean nothing"
+        return None

@@ -1,0 +1,141 @@
+"""What is kept of one case: every sample, what was counted, what was checked, and why anything is absent."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from benchbench.case import Case
+from benchbench.stats import Summary
+from benchbench.value import Value
+
+SCHEMA = 1
+"""Raised when a reader of older records would misread newer ones."""
+
+Status = Literal["ok", "oom", "unsupported", "skipped", "timeout", "error", "lost", "diverged"]
+FINAL: frozenset[str] = frozenset({"ok", "oom", "unsupported", "skipped", "diverged"})
+"""Statuses that answer the question; the others are tried again with `--retry`."""
+
+
+class Memory(Value):
+    """Bytes of each category that a case holds at once."""
+
+    params: int
+    grads: int
+    optimizer: int
+    activations: int
+    state: int
+    workspace: int
+    logits: int
+
+
+class Counted(Value):
+    """What the cost model says a case costs: no tensor was made to find out."""
+
+    params: int
+    flops: int
+    executed_flops: int
+    full_square_flops: int
+    """`flops` with every query-key pair counted, as tracers and many papers do, instead of the visible ones."""
+    transcendental: int
+    """How many of `flops` are an exp, log, tanh, rsqrt, sqrt or division."""
+    flops_by_kind: dict[str, int]
+    flops_by_phase: dict[str, int]
+    bytes_moved: int
+    peak_bytes: int
+    peak_requested_bytes: int
+    state_bytes: int
+    memory: Memory
+    time_s: float | None = None
+    device: str | None = None
+
+
+class Measured(Value):
+    """Raw numbers read off a clock or an allocator. `time_s` holds every sample of one call, in order."""
+
+    time_s: tuple[float, ...] = ()
+    first_call_s: float | None = None
+    warmup_s: tuple[float, ...] = ()
+    peak_requested_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    host_rss_bytes: int | None = None
+
+
+class Checked(Value):
+    """What stands behind the numbers: the gate that ran before any timing, and the trace beside the count."""
+
+    gate: Literal["passed", "failed"] | None = None
+    gate_error: float | None = None
+    """Largest difference of the timed path from the reference path, over the reference's root mean square."""
+    gate_tolerance: float | None = None
+    params: int | None = None
+    """Parameters found in the built module."""
+    traced_flops: int | None = None
+    """What torch's FlopCounterMode says of the same module on the meta device."""
+    explained_flops: int | None = None
+    """What the count says that tracer must see, by named rules; equal to `traced_flops`, or the check failed."""
+    rules: tuple[str, ...] = ()
+    reason: str | None = None
+    """Why something above is absent."""
+
+
+class Predicted(Value):
+    """What the run's planner expected before the case ran: never mixed with what was measured."""
+
+    time_s: float | None = None
+    """Of one call."""
+    peak_bytes: int | None = None
+    basis: str
+    """What the prediction stands on."""
+
+
+class Protocol(Value):
+    """How a suite's cases are measured."""
+
+    warmup_calls: int = Field(2, ge=0)
+    """At least this many after the first call, until two agree within 10 %."""
+    min_samples: int = Field(6, ge=1)
+    """Six are the least that give a 95 % interval of the median."""
+    max_samples: int = Field(50, ge=1)
+    target_ratio: float = Field(0.02, gt=0, lt=1)
+    """Sampling stops when half the interval is within this share of the median."""
+    case_budget_s: float = Field(20.0, gt=0)
+    """Sampling stops when a case has used this much, whatever `min_samples` says; the record shows how many it got."""
+    timeout_s: float = Field(600.0, gt=0)
+    """A worker silent for longer on one case is killed."""
+
+
+class Record(Value):
+    """One case's outcome. A field that is absent is null, and `reason` says why."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    key: str
+    suite: str
+    suite_version: int
+    case: Case
+    status: Status
+    reason: str | None = None
+    path: str | None = None
+    """The implementation that ran; null if none did."""
+    measured: Measured | None = None
+    summary: dict[str, Summary] = Field(default_factory=dict)
+    tokens_per_s: float | None = None
+    counted: Counted | None = None
+    checked: Checked | None = None
+    predicted: Predicted | None = None
+    protocol: Protocol
+    env: str
+    """The id of the environment in run.json."""
+    started_at: str
+    wall_s: float
+    host: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as one line of records.jsonl holds it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def latest(records: Sequence[Record]) -> dict[str, Record]:
+    """The last record of each key, in order of first appearance: a repeated case replaces its earlier outcome."""
+    return {record.key: record for record in records}

@@ -1,0 +1,41 @@
+"""Mamba-1 (Gu & Dao, arXiv 2312.00752), at the sizes of the published checkpoints."""
+
+from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from benchbench.specs.base import ModelSpec
+
+
+class MambaSpec(ModelSpec):
+    """Sizes of a Mamba language model. `vocab_size` is the padded one, as in the checkpoints."""
+
+    paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")
+
+    family: Literal["mamba"] = "mamba"
+    d_state: PositiveInt = 16
+    d_conv: PositiveInt = 4
+    expand: PositiveInt = 2
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def dt_rank(self) -> int:
+        return -(-self.d_model // 16)
+
+
+def _published(name: str, d_model: int, n_layers: int) -> MambaSpec:
+    """A checkpoint size: the GPT-NeoX vocabulary of 50,277 padded to a multiple of 8."""
+    return MambaSpec(name=name, d_model=d_model, n_layers=n_layers, vocab_size=50280)
+
+
+PRESETS = (
+    _published("mamba-130m", 768, 24),
+    _published("mamba-370m", 1024, 48),
+    _published("mamba-790m", 1536, 48),
+    _published("mamba-1.4b", 2048, 48),
+    _published("mamba-2.8b", 2560, 64),
+    MambaSpec(name="mamba-tiny", d_model=64, n_layers=2, vocab_size=256, d_state=8),
+)

@@ -1,0 +1,1 @@
+"""The suites: one TOML file each."""
