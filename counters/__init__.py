@@ -1,0 +1,6 @@
+"""The cost model: what a case costs, counted from its sizes alone. No torch, except in trace.py."""
+
+from benchbench.counters.cost import Cost, count
+from benchbench.counters.op import Op
+
+__all__ = ["Cost", "Op", "count"]

@@ -1,0 +1,136 @@
+"""What a case costs: its operations, and their sums."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
+from benchbench.counters import dense, memory, training
+from benchbench.counters.op import Op, Placed, Step
+from benchbench.record import Counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A case, taken apart into operations."""
+
+    case: Case
+    step: Step
+    placed: tuple[Placed, ...]
+    """The model's operations in the order of its forward."""
+
+    @cached_property
+    def params(self) -> int:
+        return sum(op.repeat * op.formula.params for op in self.placed)
+
+    @cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Every operation of every phase, in the order they run."""
+        forward = tuple(placed.at("forward") for placed in self.placed)
+        if self.case.optimizer is None:
+            return forward
+        backward = tuple(placed.at("backward") for placed in reversed(self.placed))
+        update = training.optimizer_step(self.case.optimizer, self.params, self.step.width)
+        return (*forward, *backward, Placed("optimizer", update).at("optimizer"))
+
+    @cached_property
+    def counted(self) -> Counted:
+        """The sums, as `benchbench count` prints them and records keep them."""
+        by_kind: dict[str, int] = defaultdict(int)
+        by_phase = {"forward": 0, "backward": 0, "optimizer": 0}
+        executed = square = transcendental = moved = 0
+        for op in self.ops:
+            flops = op.repeat * op.work.flops
+            by_kind[op.formula.kind] += flops
+            by_phase[op.phase] += flops
+            executed += flops + op.repeat * op.work.extra_flops
+            square += op.repeat * op.work.square_flops
+            transcendental += op.repeat * op.work.transcendental
+            moved += op.repeat * op.work.bytes_moved
+        flops = sum(by_phase.values())
+        held = memory.holdings(self.case, self.step, self.placed)
+        peak = memory.peak_requested(self.case, self.step, held)
+        return Counted(
+            params=self.params,
+            flops=flops,
+            executed_flops=executed,
+            full_square_flops=flops + square,
+            transcendental=transcendental,
+            flops_by_kind={kind: value for kind, value in by_kind.items() if value},
+            flops_by_phase=by_phase,
+            bytes_moved=moved,
+            peak_bytes=memory.rounded(held, peak),
+            peak_requested_bytes=peak,
+            state_bytes=sum(op.repeat * op.formula.state_bytes for op in self.placed),
+            memory=held,
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row an operation; the numbers are of a single repetition."""
+        return [
+            {
+                "path": op.path,
+                "op": op.formula.name,
+                "kind": op.kind,
+                "phase": op.phase,
+                "repeat": op.repeat,
+                "flops": op.flops,
+                "executed_flops": op.executed_flops,
+                "transcendental": op.work.transcendental,
+                "bytes_moved": op.bytes_moved,
+                "saved_bytes": op.saved_bytes,
+                "params": op.formula.params if op.phase == "forward" else 0,
+            }
+            for op in self.ops
+        ]
+
+
+def count(case: Case) -> Cost:
+    """What `case` costs by the cost model: no tensor is made, and any length takes the same time.
+
+    Raises:
+        UnsupportedError: The architecture cannot do this.
+    """
+    case.require_supported()
+    step = step_of(case)
+    return Cost(case, step, tuple(_placed(case, step)))
+
+
+def step_of(case: Case) -> Step:
+    """The pass over the model that a case's task makes."""
+    decode, train = case.task == "decode", case.task == "train"
+    new = 1 if decode else case.seq_len
+    context = case.seq_len if decode else 0
+    rows = case.batch * new
+    return Step(
+        batch=case.batch,
+        new=new,
+        context=context,
+        capacity=0 if train else context + new if decode else new,
+        width=DTYPE_BYTES[case.dtype],
+        path=case.path,
+        training=train,
+        head_rows=rows if train else case.batch,
+        head_chunks=-(-rows // loss_chunk_rows(rows, case.spec.vocab_size)) if train else 1,
+    )
+
+
+def _placed(case: Case, step: Step) -> Iterator[Placed]:
+    """Backbone, head, and loss where there is one."""
+    spec, rows, s = case.spec, step.head_rows, step.width
+    yield from _backbone(spec.family)(spec, step)
+    head = dense.head(rows, spec.d_model, spec.vocab_size, s, tied=spec.tied_head, chunks=step.head_chunks)
+    yield Placed("lm_head", head)
+    if spec.head_bias:
+        yield Placed("lm_head", dense.bias(rows, spec.vocab_size, s))
+    if spec.tied_head:
+        yield Placed("lm_head", dense.shared_weight(spec.vocab_size * spec.d_model, s))
+    if step.training:
+        yield Placed("", training.cross_entropy(rows, spec.vocab_size, s, step.head_chunks))
+
+
+def _backbone(family: str) -> Callable[[Any, Step], Iterator[Placed]]:
+    return import_module(f"benchbench.counters.{family.replace('-', '_')}").backbone

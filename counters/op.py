@@ -1,0 +1,154 @@
+"""An operation with its cost: the unit that every count is a sum of.
+
+Conventions: a multiply-add is 2 FLOPs; every other arithmetic operation on an element is 1; exp, log, tanh, sqrt, rsqrt
+and division are 1 and are tallied as `transcendental` too; comparisons, selections, copies and indexing are 0.
+All sizes may be sympy symbols: formulas use plain arithmetic only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal[
+    "matmul",
+    "attention",
+    "conv",
+    "scan",
+    "resolvent",
+    "norm",
+    "elementwise",
+    "routing",
+    "embedding",
+    "loss",
+    "optimizer",
+]
+Phase = Literal["forward", "backward", "optimizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one phase of one operation does, once."""
+
+    flops: int = 0
+    """The model's arithmetic."""
+    transcendental: int = 0
+    """How many of `flops` are transcendental or divisions."""
+    extra_flops: int = 0
+    """What the path runs beyond the model's arithmetic: recomputation, masked pairs, overlap."""
+    square_flops: int = 0
+    """What attention would add if every pair were counted, not the visible ones."""
+    bytes_moved: int = 0
+    """Inputs read and outputs written, once each."""
+
+
+IDLE = Work()
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """One operation at one size: forward and backward work, and what it holds."""
+
+    name: str
+    kind: Kind
+    forward: Work
+    backward: Work = IDLE
+    params: int = 0
+    saved_bytes: int = 0
+    """Kept from forward to backward; a tensor that several operations keep is charged to one of them."""
+    state_bytes: int = 0
+    """Carried from one token to the next when decoding."""
+    scratch_bytes: int = 0
+    """Outputs and temporaries alive while it runs forward."""
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A formula at its place in the model: `path` is the torch module's, with `*` for the layer's number."""
+
+    path: str
+    phase: Phase
+    repeat: int
+    formula: Formula
+    work: Work
+
+    @property
+    def kind(self) -> Kind:
+        return self.formula.kind
+
+    @property
+    def flops(self) -> int:
+        return self.work.flops
+
+    @property
+    def executed_flops(self) -> int:
+        return self.work.flops + self.work.extra_flops
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.work.bytes_moved
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.formula.saved_bytes if self.phase == "forward" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A formula, where it stands, and how often it runs in one pass."""
+
+    path: str
+    formula: Formula
+    repeat: int = 1
+
+    def at(self, phase: Phase) -> Op:
+        work = self.formula.backward if phase == "backward" else self.formula.forward
+        return Op(self.path, phase, self.repeat, self.formula, work)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass over a model: `new` tokens of each of `batch` sequences, with `context` tokens already behind them."""
+
+    batch: int
+    new: int
+    context: int
+    capacity: int
+    """Tokens the decoding state has room for; 0 in training, which keeps none."""
+    width: int
+    """Bytes of an element."""
+    path: str
+    training: bool
+    head_rows: int
+    """Positions projected to the vocabulary."""
+    head_chunks: int = 1
+    """How many pieces the loss projects them in."""
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.new
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs a causal head sees in one sequence: the i-th new token sees context + i of them."""
+        return self.new * self.context + half(self.new * (self.new + 1))
+
+    @property
+    def square_pairs(self) -> int:
+        """The pairs of the full rectangle, visible or not."""
+        return self.new * (self.context + self.new)
+
+
+def half(product: int) -> int:
+    """Half of an even number, exact for integers and symbols alike."""
+    return product // 2 if isinstance(product, int) else product / 2
+
+
+def summed(work: Work, other: Work) -> Work:
+    """Two pieces of work done one after the other."""
+    return Work(
+        work.flops + other.flops,
+        work.transcendental + other.transcendental,
+        work.extra_flops + other.extra_flops,
+        work.square_flops + other.square_flops,
+        work.bytes_moved + other.bytes_moved,
+    )

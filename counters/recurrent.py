@@ -1,0 +1,95 @@
+"""Formulas of the recurrences: the selective scan of Mamba and the tridiagonal resolvent of ResNet-BK."""
+
+from benchbench.counters.op import Formula, Step, Work
+
+SCAN_CHUNK = 16
+"""Steps between two states that the chunked scan keeps."""
+
+RESOLVENT_CHUNK = 16
+RESOLVENT_HALO = 24
+"""Float32 positions that a chunk of the resolvent runs ahead of its own: 0.382^24 is below float32's rounding."""
+
+
+def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int = 0) -> Formula:
+    """h = exp(Δ·A)·h + Δ·u·B; y = C·h + D·u, for every channel, with n_state states each (2312.00752, eq. 2).
+
+    Forward, a state: Δ·A, exp, (Δ·u)·B, decay times h, their sum, and a multiply-add of C: 7. A channel: Δ·u, and a
+    multiply-add of D: 3.
+
+    Backward, a state: dh = C·dy + decay·dh 3; dC = Σ dy·h 2; d(decay) = dh·h 1, times the decay 1;
+    dΔ = Σ ·A 2; dA = Σ ·Δ 2; d(Δ·u) = Σ dh·B 2; dB = Σ dh·(Δ·u) 2: 15. A channel: dΔ += d(Δ·u)·u 2,
+    du = d(Δ·u)·Δ + D·dy 3, dD = Σ dy·u 2: 7.
+
+    `eager` keeps the decay, the input and the state of every step. `chunked` keeps the inputs and one state a chunk,
+    and computes the forward again in backward, the read-out excepted: 5 a state and 1 a channel.
+    A = -exp(A_log): 2 a parameter forward, 1 backward (dA·A).
+    """
+    s, n = step.width, step.rows * channels
+    states, parameters = n * n_state, channels * n_state
+    inputs = s * (2 * n + 2 * step.rows * n_state)
+    eager = step.path == "eager"
+    chunks = -(-step.new // SCAN_CHUNK)
+    kept = 4 * step.batch * channels * n_state * chunks
+    return Formula(
+        "selective_scan",
+        "scan",
+        forward=Work(
+            7 * states + 3 * n + 2 * parameters,
+            states + parameters,
+            bytes_moved=inputs + s * n + 4 * (parameters + channels) + (16 * states if eager else 0),
+        ),
+        backward=Work(
+            15 * states + 7 * n + parameters,
+            extra_flops=0 if eager else 5 * states + n,
+            bytes_moved=2 * inputs + s * n + 8 * (parameters + channels) + (24 * states if eager else 2 * kept),
+        ),
+        params=parameters + channels,
+        # u is kept by the projection that reads it too; Δ, B and C are kept here.
+        saved_bytes=s * (n + 2 * step.rows * n_state) + (12 * states if eager else kept),
+        state_bytes=state_bytes,
+        scratch_bytes=s * n + (12 * states if eager else 0),
+        sizes={"rows": step.rows, "channels": channels, "n_state": n_state, "single": int(step.new == 1)},
+    )
+
+
+def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
+    """The resolvent of the tridiagonal H = diag(v - 2) + shifts at z = i: one real number in, one complex out, a token.
+
+    Left continued fraction L = 1/(a - i - L₋), L = p + iq, in real arithmetic: a = v - 2 1; d = a - p₋ and s = 1 + q₋
+    2; r = 1/(d² + s²) 4; p = d·r and q = s·r 2: 9, one of them a division.
+
+    `bk-causal` is that alone. Backward t = L²·(w + t₊), dv = -Re t: square 5, sum 2, product 6, sign 1: 14.
+
+    `bk-exact` runs it from both ends (the diagonal once: 9 + 8) and joins them, G = 1/(a - i - L₋ - R₊): d 2, s 2, r 4,
+    two products: 10; 27 in all. Backward: both linear recursions 13 each, and -Re G²(w + s + r) 4 + 5 + 3 + 1: 39.
+
+    `bk-compat` runs the unscaled recursions θ and φ in complex128, 8 each, their product 6, the division by θ_N 8,
+    the magnitude 4, the diagonal 1: 35. Backward, from G alone: G² 5, its magnitude 4, its rescaling 5,
+    Re(g/G²) 7, Re(g·G²) 3, the blend 4: 28.
+
+    `chunked` starts each chunk of 16 tokens 24 early from zero: every recursion runs 1.5 further times a token.
+    """
+    tokens = step.rows
+    forward, divisions, backward, recursion, back_recursion = {
+        "bk-causal": (9, 1, 14, 8, 13),
+        "bk-exact": (27, 3, 39, 16, 26),
+        "bk-compat": (35, 2, 28, 0, 0),
+    }[form]
+    chunks = step.batch * -(-step.new // RESOLVENT_CHUNK)
+    overlap = chunks * RESOLVENT_HALO if step.path == "chunked" else 0
+    saved = {"bk-causal": 8, "bk-exact": 24, "bk-compat": 8}[form] * tokens
+    return Formula(
+        "resolvent",
+        "resolvent",
+        forward=Work(forward * tokens, divisions * tokens, overlap * recursion, bytes_moved=12 * tokens),
+        backward=Work(
+            backward * tokens,
+            2 * tokens if form == "bk-compat" else 0,
+            overlap * back_recursion,
+            bytes_moved=12 * tokens + saved,
+        ),
+        saved_bytes=saved,
+        state_bytes=state_bytes,
+        scratch_bytes=8 * tokens + 8 * overlap,
+        sizes={"tokens": tokens},
+    )

@@ -1,0 +1,75 @@
+"""What a pre-norm decoder computes, in the order of its forward."""
+
+from collections.abc import Iterator
+
+from benchbench.counters import dense, pointwise
+from benchbench.counters.op import Formula, Placed, Step
+from benchbench.specs.transformer import TransformerSpec
+
+LAYER = "backbone.layers.*"
+
+
+def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
+    """Every operation from tokens to final hidden states."""
+    rows, s, d, layers = step.rows, step.width, spec.d_model, spec.n_layers
+    n, d_kv = rows * d, spec.n_kv_heads * spec.d_head
+
+    def norm() -> Formula:
+        return (
+            pointwise.layer_norm(rows, d, s, shift=spec.bias)
+            if spec.norm == "layer"
+            else pointwise.rms_norm(rows, d, s)
+        )
+
+    def layer(path: str, formula: Formula) -> Placed:
+        return Placed(f"{LAYER}.{path}", formula, layers)
+
+    def linear(path: str, d_in: int, d_out: int, *, saves_input: bool = True) -> Iterator[Placed]:
+        yield layer(path, dense.linear(rows, d_in, d_out, s, saves_input=saves_input))
+        if spec.bias:
+            yield layer(path, dense.bias(rows, d_out, s))
+
+    def dropout() -> Iterator[Placed]:
+        if step.training and spec.dropout:
+            yield layer("dropout", pointwise.dropout(n, s))
+
+    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
+    if spec.positions == "learned":
+        assert spec.max_seq_len is not None
+        yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, s))
+        yield Placed("backbone", pointwise.add(n, s))
+    else:
+        yield Placed("backbone.rotary", pointwise.rotary_table(step.new, spec.d_head))
+    if step.training and spec.dropout:
+        yield Placed("backbone.dropout", pointwise.dropout(n, s))
+
+    yield layer("norm1", norm())
+    yield layer("norm1", pointwise.fan_out(n, 3, s))
+    yield from linear("attn.q_proj", d, d)
+    yield from linear("attn.k_proj", d, d_kv, saves_input=False)
+    yield from linear("attn.v_proj", d, d_kv, saves_input=False)
+    if spec.positions == "rotary":
+        yield layer("attn.rotary", pointwise.rotary(rows * (d + d_kv), s))
+    kept = 2 * s * step.batch * step.capacity * d_kv
+    yield layer("attn.core", dense.attention(step, spec.n_heads, spec.n_kv_heads, spec.d_head, state_bytes=kept))
+    if step.training and spec.dropout:
+        yield layer("attn.core", pointwise.dropout(step.batch * spec.n_heads * step.pairs, s))
+    yield from linear("attn.o_proj", d, d, saves_input=False)
+    yield from dropout()
+    yield layer("", pointwise.add(n, s))
+
+    yield layer("norm2", norm())
+    if spec.activation == "swiglu":
+        yield layer("norm2", pointwise.fan_out(n, 2, s))
+        yield from linear("mlp.gate_proj", d, spec.d_ff)
+        yield from linear("mlp.up_proj", d, spec.d_ff, saves_input=False)
+        yield layer("mlp.act", pointwise.silu(rows * spec.d_ff, s))
+        yield layer("mlp.act", pointwise.multiply(rows * spec.d_ff, s))
+    else:
+        yield from linear("mlp.up_proj", d, spec.d_ff)
+        yield layer("mlp.act", pointwise.gelu_tanh(rows * spec.d_ff, s))
+    yield from linear("mlp.down_proj", spec.d_ff, d)
+    yield from dropout()
+    yield layer("", pointwise.add(n, s))
+
+    yield Placed("backbone.norm_f", norm())
