@@ -18,7 +18,7 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     kept = 4 * step.batch * inner if step.capacity else 0
 
     def layer(path: str, formula: Formula) -> Placed:
-        return Placed(f"{LAYER}.{path}", formula, spec.n_layers)
+        return Placed(f"{LAYER}.{path}".rstrip("."), formula, spec.n_layers)
 
     yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
 

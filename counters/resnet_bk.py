@@ -17,7 +17,7 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
     kept = 8 * step.batch if step.capacity else 0
 
     def layer(path: str, formula: Formula) -> Placed:
-        return Placed(f"{LAYER}.{path}", formula, spec.n_layers)
+        return Placed(f"{LAYER}.{path}".rstrip("."), formula, spec.n_layers)
 
     def expert(path: str, d_in: int, d_out: int) -> Iterator[Placed]:
         yield layer(path, dense.linear(routed, d_in, d_out, s, copies=experts))

@@ -4,11 +4,12 @@ A rule is named once, here. Where a tracer and the count agree there is no rule;
 fails the check.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from benchbench.counters.op import Op
 
 Witness = Literal["torch", "fvcore"]
+WITNESSES: tuple[Witness, ...] = get_args(Witness)
 
 ELEMENTWISE = "only matrix products and convolutions are counted; elementwise arithmetic is not"
 SQUARE = "attention is the products of the full square, visible or not; scale and softmax are not counted"
@@ -18,7 +19,7 @@ DENSE_CONV = "the weight gradient of a depthwise convolution is counted as if it
 CHUNKED_HEAD = "the chunked loss computes its logits again in backward"
 SCAN_READOUT = "of the scan, only products that are written as matrix products are counted"
 SCAN_SHAPES = "without numbers the chunked scan gives shapes only and counts 0"
-SCAN_HIDDEN = "a custom autograd function is opaque and counts 0"
+EINSUM_DIGITS = "an einsum's count is read from text printed with four digits"
 MULTIPLY_ADD = "a multiply-add is 1"
 NORM_FIVE = "a layer norm is 5 an element"
 
@@ -32,7 +33,7 @@ class Seen(NamedTuple):
 
 def seen(op: Op, witness: Witness, device: str, path: str) -> Seen:
     """What `witness` must report of `op`, run on `device` ('cpu', or 'meta', where tensors have no numbers)."""
-    return _by_torch(op, device, path) if witness == "torch" else _by_fvcore(op, path)
+    return _by_torch(op, device, path) if witness == "torch" else _by_fvcore(op, device, path)
 
 
 def _by_torch(op: Op, device: str, path: str) -> Seen:
@@ -76,7 +77,7 @@ def _scan_by_torch(op: Op, device: str, path: str) -> Seen:
     return Seen(2 * products * states, (SCAN_READOUT,))
 
 
-def _by_fvcore(op: Op, path: str) -> Seen:
+def _by_fvcore(op: Op, device: str, path: str) -> Seen:
     """fvcore's FlopCountAnalysis of the forward: a table of handles for traced operators, multiply-adds as one."""
     size = op.formula.sizes
     match op.formula.name:
@@ -91,6 +92,10 @@ def _by_fvcore(op: Op, path: str) -> Seen:
             return Seen(2 * size["d_head"] * pairs, (SQUARE, MULTIPLY_ADD))
         case "selective_scan":
             states = size["rows"] * size["channels"] * size["n_state"]
-            return Seen(states, (SCAN_READOUT, MULTIPLY_ADD)) if path == "eager" else Seen(0, (SCAN_HIDDEN,))
+            if path == "eager":
+                return Seen(int(float(f"{2 * states:.3e}") // 2), (SCAN_READOUT, MULTIPLY_ADD, EINSUM_DIGITS))
+            if device == "meta" and not size["single"]:
+                return Seen(0, (SCAN_SHAPES,))
+            return Seen(states, (SCAN_READOUT, MULTIPLY_ADD))
         case _:
             return Seen(0, (ELEMENTWISE,) if op.flops else ())

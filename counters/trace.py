@@ -19,6 +19,7 @@ from benchbench import models
 from benchbench.case import Case
 from benchbench.counters.cost import count
 from benchbench.counters.rules import Witness, seen
+from benchbench.errors import UnsupportedError
 from benchbench.models import LanguageModel
 from benchbench.specs import ModelSpec
 
@@ -83,9 +84,11 @@ def check_case(case: Case, witness: Witness = "torch", device: str = "meta") -> 
     """Runs the real module of `case` under `witness` and lines it up with the count, module by module.
 
     Raises:
-        UnsupportedError: The architecture cannot do this.
+        UnsupportedError: The architecture cannot do this, or the witness cannot see it.
     """
     cost = count(case)
+    if witness == "fvcore" and device == "meta" and any(op.kind == "conv" for op in cost.ops):
+        raise UnsupportedError("fvcore cannot trace a convolution of tensors without numbers")
     model = _module(case.spec, case.path, case.dtype, device)
     traced, blind = (_torch_flops if witness == "torch" else _fvcore_flops)(case, model, device)
     forward_only = witness == "fvcore"
@@ -173,9 +176,12 @@ def _torch_flops(case: Case, model: LanguageModel, device: str) -> tuple[dict[Pl
 
 def _fvcore_flops(case: Case, model: LanguageModel, device: str) -> tuple[dict[Place, int], dict[str, int]]:
     from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import bmm_flop_jit
 
     analysis = FlopCountAnalysis(_Traceable(case, model), (_tokens(case, device),))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    # Its own handle takes two inputs, and fails on a product written into a given output.
+    analysis.set_op_handle("aten::bmm", lambda inputs, outputs: bmm_flop_jit(inputs[:2], outputs))
     flops: dict[Place, int] = defaultdict(int)
     for name, own in _own_flops(analysis.by_module()):
         flops[starred(name.removeprefix("model").removeprefix(".")), "forward"] += own

@@ -22,7 +22,7 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         )
 
     def layer(path: str, formula: Formula) -> Placed:
-        return Placed(f"{LAYER}.{path}", formula, layers)
+        return Placed(f"{LAYER}.{path}".rstrip("."), formula, layers)
 
     def linear(path: str, d_in: int, d_out: int, *, saves_input: bool = True) -> Iterator[Placed]:
         yield layer(path, dense.linear(rows, d_in, d_out, s, saves_input=saves_input))
@@ -64,7 +64,7 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         yield from linear("mlp.gate_proj", d, spec.d_ff)
         yield from linear("mlp.up_proj", d, spec.d_ff, saves_input=False)
         yield layer("mlp.act", pointwise.silu(rows * spec.d_ff, s))
-        yield layer("mlp.act", pointwise.multiply(rows * spec.d_ff, s))
+        yield layer("mlp", pointwise.multiply(rows * spec.d_ff, s))
     else:
         yield from linear("mlp.up_proj", d, spec.d_ff)
         yield layer("mlp.act", pointwise.gelu_tanh(rows * spec.d_ff, s))

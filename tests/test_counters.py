@@ -1,0 +1,189 @@
+"""The cost model against sums done by hand, from the equations and not from the code."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchbench.case import Case
+from benchbench.counters import count
+from benchbench.errors import UnsupportedError
+from benchbench.specs import preset, presets
+from benchbench.specs.mamba import MambaSpec
+from benchbench.specs.resnet_bk import ResNetBKSpec
+from benchbench.specs.transformer import TransformerSpec
+
+TRANSFORMER = TransformerSpec(name="t", n_layers=3, d_model=8, n_heads=4, n_kv_heads=2, d_ff=10, vocab_size=32)
+MAMBA = MambaSpec(name="m", n_layers=3, d_model=16, d_state=5, d_conv=4, vocab_size=32)
+RESNET_BK = ResNetBKSpec(name="r", n_layers=3, d_model=8, d_ff=10, n_experts=4, top_k=2, vocab_size=32)
+
+
+def test_a_transformer_by_hand() -> None:
+    # B=2 sequences of N=6: 12 rows; d=8, four heads of 2, two key heads: keys and values are 4 wide.
+    counted = count(Case.of(TRANSFORMER, task="prefill", seq_len=6, batch=2)).counted
+    # A layer's matrices: q 8·8, k and v 8·4 each, o 8·8, gate, up and down 8·10 each: 432 weights, 12 rows, 2 each.
+    # The head projects one position of each sequence: 2 rows of 8·32.
+    assert counted.flops_by_kind["matmul"] == 3 * 12 * 2 * (64 + 32 + 32 + 64 + 3 * 80) + 2 * 2 * 8 * 32
+    # 21 visible pairs (6·7/2), 2·4 heads, 3 layers: 2·2 score, 1 scale, 4 softmax, 2·2 value.
+    assert counted.flops_by_kind["attention"] == 3 * 8 * 21 * (4 + 1 + 4 + 4)
+    # The square has 36 pairs.
+    assert counted.full_square_flops - counted.flops == 3 * 8 * (36 - 21) * 13
+    # RMSNorm, two a layer and one at the end: 4 an element and 3 a row.
+    assert counted.flops_by_kind["norm"] == 7 * (4 * 12 * 8 + 3 * 12)
+    # Rotary table: 6 tokens, 1 angle each, 3 operations. A layer: turning q and k 3·12·(8+4), two residual sums
+    # 2·12·8, SiLU 4·12·10, gate 12·10.
+    assert counted.flops_by_kind["elementwise"] == 6 * 3 + 3 * (3 * 12 * 12 + 2 * 96 + 4 * 120 + 120)
+    assert sum(counted.flops_by_kind.values()) == counted.flops
+    # Keys and values of 6 tokens, 4 wide, 2 sequences, 3 layers, 4 bytes.
+    assert counted.state_bytes == 2 * 6 * 4 * 2 * 3 * 4
+
+
+def test_attention_in_training_by_hand() -> None:
+    counted = count(Case.of(TRANSFORMER, task="train", seq_len=6, batch=2)).counted
+    # Backward: four products of 2·2 and five operations a pair, beside the forward's 13.
+    assert counted.flops_by_kind["attention"] == 3 * 8 * 21 * (13 + 4 * 4 + 5)
+    # The head sees all 12 rows now; backward is twice the forward.
+    assert counted.flops_by_kind["matmul"] == 3 * (3 * 12 * 2 * 432 + 2 * 12 * 8 * 32)
+    # Flash computes the scores again: 2·2 + 3 a pair. Each norm rebuilds its normalised input: 1 an element.
+    assert counted.executed_flops - counted.flops == 3 * 8 * 21 * 7 + 7 * 96
+
+
+def test_eager_attention_executes_the_full_square() -> None:
+    counted = count(Case.of(TRANSFORMER, task="prefill", seq_len=6, batch=2, path="eager")).counted
+    assert counted.executed_flops == counted.full_square_flops
+
+
+def test_decoding_sees_the_context_and_itself() -> None:
+    counted = count(Case.of(TRANSFORMER, task="decode", seq_len=6, batch=2)).counted
+    assert counted.flops_by_kind["attention"] == 3 * 8 * 7 * 13
+    assert counted.state_bytes == 2 * 7 * 4 * 2 * 3 * 4
+
+
+def test_a_mamba_by_hand() -> None:
+    # d=16, inner 32, rank 1, 5 states, 4 taps; 12 rows.
+    counted = count(Case.of(MAMBA, task="prefill", seq_len=6, batch=2)).counted
+    matrices = 16 * 64 + 32 * (1 + 10) + 1 * 32 + 32 * 16
+    assert counted.flops_by_kind["matmul"] == 3 * 12 * 2 * matrices + 2 * 2 * 16 * 32
+    assert counted.flops_by_kind["conv"] == 3 * 12 * 32 * 4 * 2
+    # 7 a state, 3 a channel; A = -exp(A_log): 2 a parameter, once.
+    assert counted.flops_by_kind["scan"] == 3 * (7 * 12 * 32 * 5 + 3 * 12 * 32 + 2 * 32 * 5)
+    # A row and channel: conv bias 1, SiLU 4, dt bias 1, softplus 3, gate SiLU 4 and product 1; residual 12·16.
+    assert counted.flops_by_kind["elementwise"] == 3 * (14 * 12 * 32 + 12 * 16)
+    # Convolution columns and states: 32·(4 + 5) float32 a sequence and layer, whatever the length.
+    assert counted.state_bytes == 3 * 2 * 32 * 9 * 4
+    assert count(Case.of(MAMBA, task="decode", seq_len=10**6, batch=2)).counted.state_bytes == counted.state_bytes
+
+
+def test_a_mamba_in_training_by_hand() -> None:
+    counted = count(Case.of(MAMBA, task="train", seq_len=6, batch=2)).counted
+    states, channels, parameters = 12 * 32 * 5, 12 * 32, 32 * 5
+    assert counted.flops_by_kind["scan"] == 3 * ((7 + 15) * states + (3 + 7) * channels + (2 + 1) * parameters)
+    assert counted.flops_by_kind["conv"] == 3 * 3 * (12 * 32 * 4 * 2)
+    # The chunked path runs the recurrence again: 5 a state and 1 a channel; norms rebuild their input.
+    assert counted.executed_flops - counted.flops == 3 * (5 * states + channels) + 4 * 12 * 16
+
+
+def test_a_resnet_bk_by_hand() -> None:
+    # 12 rows, d=8, 2 of 4 experts of width 10.
+    counted = count(Case.of(RESNET_BK, task="prefill", seq_len=6, batch=2)).counted
+    layer = 8 * 1 + 2 * 8 + 8 * 4 + 2 * (8 * 10 + 10 * 8)
+    assert counted.flops_by_kind["matmul"] == 3 * 12 * 2 * layer + 2 * 2 * 8 * 32
+    # The left continued fraction: diagonal 1, difference and sum 2, two squares, sum, reciprocal 4, two products.
+    assert counted.flops_by_kind["resolvent"] == 3 * 12 * 9
+    # Gates: a softmax of 2, 4 each; two products and one sum an element of the output.
+    assert counted.flops_by_kind["routing"] == 3 * (4 * 24 + 3 * 96)
+    assert counted.flops_by_kind["norm"] == 4 * (7 * 96 + 4 * 12)
+    # One complex float32 a layer and sequence.
+    assert counted.state_bytes == 3 * 2 * 8
+
+
+def test_the_two_sided_form_joins_two_fractions() -> None:
+    exact = RESNET_BK.replace(form="bk-exact")
+    counted = count(Case.of(exact, task="prefill", seq_len=6, batch=2)).counted
+    assert counted.flops_by_kind["resolvent"] == 3 * 12 * (9 + 8 + 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        # GPT-2 small: Radford et al. 2019 as released. Mamba: the published checkpoints (state-spaces/mamba-*).
+        ("gpt2", 124_439_808),
+        ("mamba-130m", 129_135_360),
+        ("mamba-370m", 371_516_416),
+        ("mamba-790m", 793_204_224),
+        ("mamba-1.4b", 1_372_178_432),
+        ("mamba-2.8b", 2_768_345_600),
+        # ResNet-BK's BASELINE: VD + ND + L[2D + E(4D²+3D) + (DE+E) + (D+1) + 3D + 1] + 2D + DV + V
+        ("resnet-bk-baseline", 4_146_120),
+    ],
+)
+def test_published_parameter_counts(name: str, params: int) -> None:
+    assert count(Case.of(preset(name), task="prefill", seq_len=2)).params == params
+
+
+def test_the_compared_models_match_outside_the_embedding() -> None:
+    def inside(name: str) -> int:
+        spec = preset(name)
+        return count(Case.of(spec, task="prefill", seq_len=2)).params - spec.vocab_size * spec.d_model
+
+    mamba = inside("mamba-130m")
+    assert mamba == 90_520_320
+    for name in ("transformer-130m", "resnet-bk-130m"):
+        assert abs(inside(name) / mamba - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "flops", "states"), [("sgd", 2, 0), ("momentum", 4, 1), ("adam", 13, 2), ("adamw", 14, 2)]
+)
+def test_optimizers_are_counted_a_parameter(optimizer: str, flops: int, states: int) -> None:
+    cost = count(Case.of(MAMBA, task="train", seq_len=6, optimizer=optimizer))
+    assert cost.counted.flops_by_phase["optimizer"] == flops * cost.params
+    assert cost.counted.memory.optimizer == states * 4 * cost.params
+
+
+def test_the_batch_factor_is_never_forgotten() -> None:
+    for name in ("transformer-tiny", "mamba-tiny", "resnet-bk-tiny"):
+        one, four = (count(Case.of(preset(name), task="prefill", seq_len=64, batch=batch)).counted for batch in (1, 4))
+        # Once a call, whatever the batch: the rotary table and A = -exp(A_log).
+        once = {"transformer-tiny": 64 * 8 * 3, "mamba-tiny": 2 * 2 * 128 * 8, "resnet-bk-tiny": 0}[name]
+        assert four.flops - once == 4 * (one.flops - once)
+
+
+def test_a_chunked_loss_executes_its_logits_again() -> None:
+    spec = preset("mamba-130m")
+    # 2^27 // 50280 = 2669 rows fit: chunks of 2048, so 4096 tokens need two.
+    cost = count(Case.of(spec, task="train", seq_len=4096))
+    again = {op.formula.name: op.work.extra_flops for op in cost.ops if op.phase == "backward"}
+    weights = 50280 * 768
+    assert again["head"] == 2 * 4096 * weights + weights
+    assert again["cross_entropy"] == 3 * 4096 * 50280 + 3 * 4096
+    assert cost.counted.memory.logits == 3 * 4 * 2048 * 50280
+
+
+def test_operations_sum_to_the_totals() -> None:
+    for spec in presets().values():
+        for task in ("prefill", "train"):
+            cost = count(Case.of(spec, task=task, seq_len=100))
+            rows = cost.rows()
+            assert sum(row["flops"] * row["repeat"] for row in rows) == cost.counted.flops
+            assert sum(row["executed_flops"] * row["repeat"] for row in rows) == cost.counted.executed_flops
+            assert sum(row["bytes_moved"] * row["repeat"] for row in rows) == cost.counted.bytes_moved
+            assert sum(row["params"] * row["repeat"] for row in rows) == cost.counted.params
+            assert sum(cost.counted.flops_by_phase.values()) == cost.counted.flops
+
+
+def test_what_an_architecture_cannot_do_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="positions for 1024 tokens, not 1025"):
+        count(Case.of(preset("gpt2"), task="decode", seq_len=1024))
+    with pytest.raises(UnsupportedError, match="sees later tokens"):
+        count(Case.of(RESNET_BK.replace(form="bk-exact"), task="train", seq_len=8))
+
+
+def test_counting_imports_no_torch() -> None:
+    code = (
+        "import sys; from benchbench.case import Case; from benchbench.counters import count;"
+        "from benchbench.specs import preset;"
+        "count(Case.of(preset('mamba-2.8b'), task='train', seq_len=1048576)).counted;"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
