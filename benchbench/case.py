@@ -1,6 +1,6 @@
 """One cell of the comparison: an architecture, what is done with it, and at what size."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 
@@ -25,7 +25,7 @@ def loss_chunk_rows(rows: int, vocab_size: int) -> int:
     return rows if rows <= most else 1 << (most.bit_length() - 1)
 
 
-class Case(Value):
+class Case(Value, frozen=True):
     """ModelSpec x task x size, fully resolved: equal cases cost the same.
 
     `seq_len` is the tokens read (prefill, train) or those already behind the one token written (decode).
@@ -38,7 +38,7 @@ class Case(Value):
     dtype: Dtype = "float32"
     path: str
     optimizer: Optimizer | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @classmethod
     def of(cls, spec: ModelSpec, **sizes: Any) -> Self:
@@ -52,7 +52,7 @@ class Case(Value):
     @field_validator("spec", mode="before")
     @classmethod
     def _read_spec(cls, value: object) -> object:
-        return from_dict(value) if isinstance(value, dict) else value
+        return from_dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -85,8 +85,9 @@ class Case(Value):
     def unsupported(self) -> str | None:
         """Why the architecture cannot do this, or None: an answer about the model, not about the machine."""
         spec = self.spec
-        if spec.longest is not None and self.seq_len > spec.longest:
-            return f"{spec.name} has learned positions for {spec.longest} tokens, not {self.seq_len}"
+        tokens = self.seq_len + (self.task == "decode")
+        if spec.longest is not None and tokens > spec.longest:
+            return f"{spec.name} has learned positions for {spec.longest} tokens, not {tokens}"
         if self.task == "decode" and not spec.decodes:
             return f"{spec.name} sees later tokens: it cannot generate token by token"
         if self.task == "train" and not spec.trains_next_token:

@@ -31,10 +31,12 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     yield layer("mixer.x_proj", dense.linear(rows, inner, rank + 2 * n_state, s))
     yield layer("mixer.dt_proj", dense.linear(rows, rank, inner, s))
     yield layer("mixer.dt_proj", dense.bias(rows, inner, s))
-    yield layer("mixer", pointwise.softplus(n, s))
+    # The softplus before and the gate behind are part of the scan: the chunked one keeps what they need itself.
+    alone = step.path == "eager"
+    yield layer("mixer.scan", pointwise.softplus(n, s, saves=alone))
     yield layer("mixer.scan", selective_scan(step, inner, n_state, state_bytes=kept * n_state))
-    yield layer("mixer", pointwise.silu(n, s))
-    yield layer("mixer", pointwise.multiply(n, s))
+    yield layer("mixer.scan", pointwise.silu(n, s, saves=alone))
+    yield layer("mixer.scan", pointwise.multiply(n, s, saves=2 if alone else 0))
     yield layer("mixer.out_proj", dense.linear(rows, inner, d, s))
     yield layer("", pointwise.add(rows * d, s))
 

@@ -58,7 +58,7 @@ class Formula:
     """Carried from one token to the next when decoding."""
     scratch_bytes: int = 0
     """Outputs and temporaries alive while it runs forward."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Step:
 
 def half(product: int) -> int:
     """Half of an even number, exact for integers and symbols alike."""
-    return product // 2 if isinstance(product, int) else product / 2
+    return product // 2 if isinstance(product, int) else product / 2  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
 def summed(work: Work, other: Work) -> Work:

@@ -45,27 +45,32 @@ def rms_norm(rows: int, d: int, s: int) -> Formula:
     )
 
 
-def _map(name: str, n: int, s: int, forward: tuple[int, int], backward: tuple[int, int]) -> Formula:
-    """An activation: (operations, transcendental among them) an element, forward and backward, from the saved x."""
+def _map(
+    name: str, n: int, s: int, forward: tuple[int, int], backward: tuple[int, int], *, saves: bool = True
+) -> Formula:
+    """An activation: (operations, transcendental among them) an element, forward and backward, from x.
+
+    x is kept, unless the operation that it is fused with keeps it already.
+    """
     return Formula(
         name,
         "elementwise",
         forward=Work(forward[0] * n, forward[1] * n, bytes_moved=2 * s * n),
         backward=Work(backward[0] * n, backward[1] * n, bytes_moved=3 * s * n),
-        saved_bytes=s * n,
+        saved_bytes=s * n if saves else 0,
         scratch_bytes=s * n,
         sizes={"n": n},
     )
 
 
-def silu(n: int, s: int) -> Formula:
+def silu(n: int, s: int, *, saves: bool = True) -> Formula:
     """x/(1 + e⁻ˣ): negate, exp, add, divide. Backward dy·σ·(1 + x·(1 - σ)): σ 4, then 5."""
-    return _map("silu", n, s, (4, 2), (9, 2))
+    return _map("silu", n, s, (4, 2), (9, 2), saves=saves)
 
 
-def softplus(n: int, s: int) -> Formula:
+def softplus(n: int, s: int, *, saves: bool = True) -> Formula:
     """log(1 + eˣ): exp, add, log. Backward dy·σ(x): 4 for σ, 1."""
-    return _map("softplus", n, s, (3, 2), (5, 2))
+    return _map("softplus", n, s, (3, 2), (5, 2), saves=saves)
 
 
 def relu(n: int, s: int) -> Formula:

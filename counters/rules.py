@@ -65,15 +65,15 @@ def _by_torch(op: Op, device: str, path: str) -> Seen:
 
 
 def _scan_by_torch(op: Op, device: str, path: str) -> Seen:
-    """The read-out is a batched product: 2 a state. In backward the eager loop has two of them for it.
+    """The read-out is a batched product: 2 a state. In backward the eager loop has two, for h and for C.
 
-    The chunked backward has five: dC, dB and d(Δ·u), and dΔ = w·A.
+    The chunked backward has five: the read-out again, dC, dB, d(Δ·u), and the sum of w·A for dΔ.
     """
     size = op.formula.sizes
     states = size["rows"] * size["channels"] * size["n_state"]
     if path == "chunked" and device == "meta" and not size["single"]:
         return Seen(0, (SCAN_SHAPES,))
-    products = 1 if op.phase == "forward" else 2 if path == "eager" else 4
+    products = 1 if op.phase == "forward" else 2 if path == "eager" else 5
     return Seen(2 * products * states, (SCAN_READOUT,))
 
 

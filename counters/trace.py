@@ -1,3 +1,4 @@
+# pyright: standard
 """Witnesses: what fvcore and torch's FLOP counter say of the real modules, beside the count.
 
 A module is run for real on the CPU, or on the meta device, where tensors have shapes but no numbers, so that any model
@@ -15,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchbench import models
 from benchbench.case import Case
 from benchbench.counters.cost import count
 from benchbench.counters.rules import Witness, seen
 from benchbench.errors import UnsupportedError
-from benchbench.models import LanguageModel
+from benchbench.models import LanguageModel, build
 from benchbench.specs import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -147,16 +147,21 @@ class ModulePaths:
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
         if module in self._names:
-            self._stack.append((self._names[module], torch._C._autograd._get_sequence_nr()))
+            self._stack.append((self._names[module], _sequence_number()))
 
     def _leave_module(self, module: nn.Module, *_: Any) -> None:
         if module in self._names:
             name, start = self._stack.pop()
-            self._intervals.append((start, torch._C._autograd._get_sequence_nr(), name))
+            self._intervals.append((start, _sequence_number(), name))
 
     def _made_by(self, number: int) -> str:
         around = [interval for interval in self._intervals if interval[0] <= number < interval[1]]
         return min(around, key=lambda interval: interval[1] - interval[0])[2] if around else ""
+
+
+def _sequence_number() -> int:
+    """The number that the next autograd node gets."""
+    return torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def starred(name: str) -> str:
@@ -243,4 +248,4 @@ def _tokens(case: Case, device: str) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _module(spec: ModelSpec, path: str, dtype: str, device: str) -> LanguageModel:
-    return models.build(spec, path=path, device=device, dtype=DTYPES[dtype])
+    return build(spec, path=path, device=device, dtype=DTYPES[dtype])

@@ -79,8 +79,8 @@ def test_a_mamba_in_training_by_hand() -> None:
     states, channels, parameters = 12 * 32 * 5, 12 * 32, 32 * 5
     assert counted.flops_by_kind["scan"] == 3 * ((7 + 15) * states + (3 + 7) * channels + (2 + 1) * parameters)
     assert counted.flops_by_kind["conv"] == 3 * 3 * (12 * 32 * 4 * 2)
-    # The chunked path runs the recurrence again: 5 a state and 1 a channel; norms rebuild their input.
-    assert counted.executed_flops - counted.flops == 3 * (5 * states + channels) + 4 * 12 * 16
+    # The chunked path runs its forward again: 7 a state, 3 a channel, softplus 3, SiLU 4; norms rebuild their input.
+    assert counted.executed_flops - counted.flops == 3 * (7 * states + 10 * channels) + 4 * 12 * 16
 
 
 def test_a_resnet_bk_by_hand() -> None:

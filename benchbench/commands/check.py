@@ -1,0 +1,211 @@
+"""`benchbench check`: the count beside what tracers say of the real modules; exit 1 on any unexplained difference."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from benchbench import units
+from benchbench.case import TASKS, Case
+from benchbench.commands.options import FORMATS, echo_tables
+from benchbench.counters.rules import WITNESSES, Witness
+from benchbench.errors import BenchError, UnsupportedError
+from benchbench.specs import ModelSpec, preset, presets
+from benchbench.table import Column, Table, build
+
+if TYPE_CHECKING:
+    from benchbench.counters.trace import CaseCheck, Row
+
+REAL_PARAMS = 1_000_000
+"""Models up to this size run for real, with numbers; larger ones on the meta device, as shapes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case under a witness: its check, or why there is none."""
+
+    case: Case
+    witness: Witness
+    device: str
+    check: "CaseCheck | None"
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.check is None:
+            return "absent"
+        return "agrees" if self.check.passed else "DIFFERS"
+
+
+@click.command(help="Line up the count with what fvcore and torch's FLOP counter say of the real modules.")
+@click.option("--model", "names", multiple=True, metavar="NAME", help="Only this model (repeatable). Default: all.")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only this task (repeatable).")
+@click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes.")
+@click.option("--batch", type=int, default=2, show_default=True)
+@click.option("--suite", help="Check every case of this suite, as shapes, instead.")
+@click.option("--witness", "witnesses", multiple=True, type=click.Choice(WITNESSES), help="Default: all.")
+@click.option("--device", type=click.Choice(["cpu", "meta"]), help="With numbers, or as shapes. Default: by size.")
+@click.option("--ops", is_flag=True, help="Module by module.")
+@FORMATS
+def command(
+    names: tuple[str, ...],
+    tasks: tuple[str, ...],
+    seq_len: int | None,
+    batch: int,
+    suite: str | None,
+    witnesses: tuple[Witness, ...],
+    device: str | None,
+    ops: bool,
+    output: str,
+) -> None:
+    if suite:
+        planned = list(suite_cases(suite, names, tasks))
+    else:
+        specs = [preset(name) for name in names] or list(presets().values())
+        planned = [one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device)]
+    if not planned:
+        raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
+    outcomes = [outcome(case, on, witness) for case, on in planned for witness in witnesses or WITNESSES]
+    if output == "json":
+        click.echo(json.dumps([as_json(one) for one in outcomes], indent=2))
+    else:
+        tables = [ops_table(one.check) for one in outcomes if one.check] if ops else [cases_table(outcomes)]
+        echo_tables(tables, output, summary(outcomes))
+    if any(one.verdict == "DIFFERS" for one in outcomes):
+        raise SystemExit(1)
+
+
+def suite_cases(name: str, names: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[Case, str]]:
+    """The suite's cases that the filters leave, each as shapes."""
+    from benchbench.suite import load
+
+    for case in load(name).cases:
+        if (not names or case.model in names) and (not tasks or case.task in tasks):
+            yield case, "meta"
+
+
+def model_cases(
+    spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: str | None
+) -> Iterator[tuple[Case, str]]:
+    """Every task of a model: on all its paths with numbers, or on its default path as shapes."""
+    from benchbench.counters import count
+
+    small = count(Case.of(spec, task="prefill", seq_len=2)).params <= REAL_PARAMS
+    on = device or ("cpu" if small else "meta")
+    # One short of the longest, so that a decoding step still has a position.
+    length = seq_len or min(48 if on == "cpu" else 1024, (spec.longest or 1025) - 1)
+    for path in spec.paths if on == "cpu" else spec.paths[:1]:
+        for task in tasks:
+            yield Case.of(spec, task=task, seq_len=length, batch=batch, path=path), on
+
+
+def outcome(case: Case, device: str, witness: Witness) -> Outcome:
+    from benchbench.counters.trace import check_case
+
+    try:
+        return Outcome(case, witness, device, check_case(case, witness, device))
+    except UnsupportedError as error:
+        return Outcome(case, witness, device, None, error.message)
+
+
+def as_json(one: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "case": one.case.model_dump(mode="json"),
+        "witness": one.witness,
+        "device": one.device,
+        "verdict": one.verdict.lower(),
+        "reason": one.reason,
+    }
+    if (check := one.check) is None:
+        return found
+    return {
+        **found,
+        "params": check.params,
+        "counted_params": check.counted_params,
+        "traced_flops": check.traced_flops,
+        "explained_flops": check.explained_flops,
+        "rules": list(check.rules),
+        "blind": check.blind,
+        "rows": [
+            {
+                "path": row.path,
+                "phase": row.phase,
+                "kinds": list(row.kinds),
+                "counted": row.counted,
+                "expected": row.expected,
+                "traced": row.traced,
+                "unexplained": row.unexplained,
+                "rules": list(row.rules),
+            }
+            for row in check.rows
+        ],
+    }
+
+
+def cases_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row a case and witness."""
+    columns: tuple[Column[Outcome], ...] = (
+        Column("case", "case", "text", lambda one: one.case.id),
+        Column("device", "on", "text", lambda one: one.device),
+        Column("witness", "witness", "text", lambda one: one.witness),
+        Column("counted", "FLOPs", "counted", seen_flops, units.integer),
+        Column("traced", "traced", "traced", lambda one: one.check and one.check.traced_flops, units.integer),
+        Column(
+            "unexplained",
+            "unexplained",
+            "traced",
+            lambda one: one.check and one.check.traced_flops - one.check.explained_flops,
+            units.integer,
+        ),
+        Column("verdict", "verdict", "text", lambda one: one.verdict, note=why),
+    )
+    return build("counted against traced", (), columns, outcomes)
+
+
+def seen_flops(one: Outcome) -> int | None:
+    """What we count at the places that the witness looked at."""
+    return sum(row.counted for row in one.check.rows) if one.check else None
+
+
+def why(one: Outcome) -> str:
+    """Why there is no check, or where it differs, with both numbers."""
+    if one.check is None:
+        return one.reason or ""
+    places = [
+        f"{row.path or '(model)'} {row.phase}: traced {row.traced:,}, expected {row.expected:,}"
+        for row in one.check.unexplained
+    ]
+    if one.check.params != one.check.counted_params:
+        places.append(f"the module holds {one.check.params:,} parameters, the count says {one.check.counted_params:,}")
+    return "; ".join(places)
+
+
+def ops_table(check: "CaseCheck") -> Table:
+    """One row a module and phase."""
+    columns: tuple[Column[Row], ...] = (
+        Column("path", "module", "text", lambda row: row.path or "(model)"),
+        Column("phase", "phase", "text", lambda row: row.phase),
+        Column("kinds", "kinds", "text", lambda row: " + ".join(row.kinds)),
+        Column("counted", "FLOPs", "counted", lambda row: row.counted, units.integer),
+        Column("expected", "by the rules", "traced", lambda row: row.expected, units.integer),
+        Column("traced", "traced", "traced", lambda row: row.traced, units.integer),
+        Column("unexplained", "unexplained", "traced", lambda row: row.unexplained, units.integer),
+        Column("rules", "rules", "text", lambda row: "; ".join(row.rules), detail=True),
+    )
+    return build(f"{check.case.id} under {check.witness} on {check.device}", (), columns, check.rows)
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many agree, the rules that were needed, and what each witness says it cannot see."""
+    checks = [one.check for one in outcomes if one.check]
+    agreed = sum(check.passed for check in checks)
+    lines = [f"{agreed} of {len(checks)} agree to the last FLOP; {len(outcomes) - len(checks)} absent."]
+    for witness in dict.fromkeys(check.witness for check in checks):
+        mine = [check for check in checks if check.witness == witness]
+        lines += [f"{witness}: {rule}." for rule in sorted({rule for check in mine for rule in check.rules})]
+        blind = sorted({name for check in mine for name in check.blind})
+        if blind:
+            lines.append(f"{witness} lists as unsupported: {', '.join(blind)}.")
+    return lines
