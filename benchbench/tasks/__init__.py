@@ -1,0 +1,28 @@
+"""What is done with a model: one module a task, found by the task's name.
+
+A task's module has `prepare(model, case) -> Prepared`, and `compare(timed, reference, case)`, which yields what the
+gate holds against each other: groups of rows, found and expected.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from benchbench.case import Case
+from benchbench.models import LanguageModel
+from benchbench.tasks.prepared import Pairs, Prepared
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def task_module(case: Case) -> ModuleType:
+    return import_module(f"{__name__}.{case.task}")
+
+
+def prepare(model: LanguageModel, case: Case) -> Prepared:
+    """One measured unit of `case` on `model`, whose device and dtype it takes."""
+    return task_module(case).prepare(model, case)
+
+
+__all__ = ["DTYPES", "Pairs", "Prepared", "prepare", "task_module"]

@@ -1,0 +1,113 @@
+# pyright: standard
+"""The measuring process: reads one request a line, answers in JSON lines, and is the only one to touch the device.
+
+Start it as `python -m benchbench.worker --device cpu`. The parent starts, times out, kills and replaces it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TextIO
+
+import torch
+
+from benchbench.env import describe
+from benchbench.errors import BenchError
+from benchbench.measure import Bench, Request, Result, calibrate
+from benchbench.value import validated
+
+PHASE_INTERVAL_S = 0.1
+
+
+@dataclass
+class Channel:
+    """Where events go. A phase is told when it begins and then no more often than ten times a second."""
+
+    stream: TextIO
+    _told: tuple[str, float] = ("", 0.0)
+
+    def send(self, event: str, **fields: Any) -> None:
+        self.stream.write(json.dumps({"event": event, **fields}, allow_nan=False) + "\n")
+        self.stream.flush()
+
+    def phase(self, phase: str, samples: int, half_ratio: float | None) -> None:
+        now = perf_counter()
+        if phase != self._told[0] or now - self._told[1] >= PHASE_INTERVAL_S:
+            self._told = (phase, now)
+            self.send("phase", phase=phase, samples=samples, half_ratio=half_ratio)
+
+
+def answer(line: str, bench: Bench, channel: Channel) -> None:
+    """Does what one line asks; a line that cannot be read is an error result, and the worker lives on."""
+    began = perf_counter()
+    try:
+        data = json.loads(line)
+        if data == {"calibrate": True}:
+            channel.send("calibrated", **calibrate(bench.device))
+            return
+        request = validated(Request, data, where="request")
+    except (ValueError, BenchError) as error:
+        result = Result()
+        result.fail("error", f"bad request: {error}")
+    else:
+        result = bench.run(request)
+    channel.send("result", **result.to_json(), wall_s=perf_counter() - began)
+
+
+def own_stdout() -> TextIO:
+    """The real stdout for events alone: whatever else prints goes to stderr from now on."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return events
+
+
+def usable(name: str) -> torch.device:
+    """The device called `name`.
+
+    Raises:
+        BenchError: There is no such device, or torch cannot use it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        hint = "Use --device cpu, or see: benchbench doctor"
+        raise BenchError(f"cannot use the device '{name}': {reason}", hint) from None
+    return device
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves requests until stdin ends. An interrupt is the parent's to decide about."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="benchbench.worker", description="Measures cases for benchbench run.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="of host data; an allocation beyond it fails")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args(arguments)
+    channel = Channel(own_stdout())
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        device = usable(options.device)
+    except BenchError as error:
+        channel.send("error", message=error.message, hint=error.hint)
+        return error.exit_code
+    environment = describe(device)
+    if options.memory_limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (options.memory_limit, options.memory_limit))
+    bench = Bench(device, channel.phase)
+    channel.send("ready", env=environment)
+    for line in sys.stdin:
+        answer(line, bench, channel)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
