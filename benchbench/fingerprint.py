@@ -1,0 +1,60 @@
+"""Which source files a case runs, found without importing any: they change when the code does, and torch stays out."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("benchbench.models", "benchbench.tasks")
+"""Where the code lives whose change makes a measurement another one."""
+
+
+def fingerprint(family: str, task: str) -> str:
+    """A digest of the family's module, the task's, and the modules of `PACKAGES` that they import."""
+    digest = sha256()
+    for path in sources(family, task):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def sources(family: str, task: str) -> list[Path]:
+    """The files, sorted by module name."""
+    found: dict[str, Path] = {}
+    waiting = ["benchbench.models.base", f"benchbench.models.{family.replace('-', '_')}", f"benchbench.tasks.{task}"]
+    while waiting:
+        name = waiting.pop()
+        path = _file(name)
+        if name not in found and path is not None:
+            found[name] = path
+            waiting.extend(_imported(path.read_text("utf-8")))
+    return [found[name] for name in sorted(found)]
+
+
+def _imported(source: str) -> Iterator[str]:
+    """Modules of `PACKAGES` that `source` names; `from package import name` may name a module too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.startswith(PACKAGES))
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module directly inside one of `PACKAGES`, or None."""
+    package, _, name = module.rpartition(".")
+    path = _folder(package) / f"{name}.py" if package in PACKAGES else None
+    return path if path is not None and path.is_file() else None
+
+
+@cache
+def _folder(package: str) -> Path:
+    """The package's folder. Looking for a package imports only its parent, which is light."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))

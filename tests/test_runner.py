@@ -1,0 +1,274 @@
+"""Runs with a fake worker: what is recorded, what goes on where it stopped, and what the exit code says."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from benchbench.errors import BenchError
+from benchbench.launch import LocalLauncher
+from benchbench.progress import LineView
+from benchbench.runner import Request, planned, run
+from benchbench.store import RECORDS, find, machine_id, read_run
+from benchbench.suite import Suite, parse
+
+FAKE = Path(__file__).parent / "fake_worker.py"
+TEXT = """
+name = "mine"
+version = 1
+about = "?"
+[protocol]
+budget_s = 1000
+timeout_s = 5
+[[cases]]
+task = "prefill"
+model = ["mamba-tiny", "transformer-tiny"]
+seq_len = [64, 128]
+[[cases]]
+task = "decode"
+model = "mamba-tiny"
+seq_len = 64
+"""
+SUITE = parse(TEXT, "mine.toml")
+HUGE = parse(TEXT + '[[cases]]\ntask = "decode"\nmodel = "transformer-130m"\nseq_len = 1000000000', "mine.toml")
+
+
+class Bench:
+    """A folder, a script for the fake worker, and what was said."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.out = tmp_path / "run"
+        self.script: dict[str, object] = {}
+        self.said = ""
+
+    def launcher(self) -> LocalLauncher:
+        file = self.tmp_path / "script.json"
+        file.write_text(json.dumps(self.script))
+        return LocalLauncher("cpu", program=(sys.executable, str(FAKE), "--script", str(file)))
+
+    def run(self, suite: Suite = SUITE, **options: object) -> int:
+        stream = io.StringIO()
+        view = LineView(Console(file=stream, width=300))
+        ended = run(Request((suite,), out=self.out, **options), self.launcher(), view)
+        self.said = stream.getvalue()
+        return ended.code
+
+    @property
+    def records(self):
+        return {record.case.id: record for record in read_run(self.out).records}
+
+    def status(self, start: str) -> str:
+        return next(record.status for name, record in self.records.items() if name.startswith(start))
+
+    @property
+    def lines(self) -> int:
+        return len((self.out / RECORDS).read_text().splitlines())
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def test_every_case_has_a_record_with_its_count_and_its_prediction(bench):
+    assert bench.run() == 0
+    assert {record.status for record in bench.records.values()} == {"ok"}
+    assert len(bench.records) == 5
+    record = bench.records["mamba-tiny/prefill/N128/B1/float32/chunked"]
+    assert record.counted.flops > 0
+    assert record.checked.traced_flops == 7
+    assert record.predicted.basis.startswith("counted work at 1.00 TFLOP/s")
+    assert record.summary["time_s"].n == 6
+    # 128 tokens in the fake's 2 ms; a decoding step writes one.
+    assert record.tokens_per_s == pytest.approx(64_000)
+    assert bench.records["mamba-tiny/decode/N64/B1/float32/chunked"].tokens_per_s == pytest.approx(500)
+    assert "ok mamba-tiny/prefill/N128/B1/float32/chunked 2.00 ms 1,000 B 64.0k tok/s" in bench.said
+
+
+def test_the_same_command_again_measures_nothing(bench):
+    bench.run()
+    assert bench.run() == 0
+    assert "5 cases, 5 already measured here" in bench.said
+    assert bench.lines == 5
+
+
+def test_a_case_that_breaks_its_worker_is_recorded_and_the_run_goes_on(bench):
+    bench.script = {"mamba-tiny/prefill/N64": "kill", "transformer-tiny/prefill/N64": "exit"}
+    assert bench.run() == 3
+    assert bench.status("mamba-tiny/prefill/N64") == "lost"
+    assert bench.status("transformer-tiny/prefill/N64") == "error"
+    assert bench.status("transformer-tiny/prefill/N128") == "ok"
+    lost = bench.records["mamba-tiny/prefill/N64/B1/float32/chunked"]
+    assert lost.counted.flops > 0
+    assert lost.checked.traced_flops == 7
+    assert (lost.measured, lost.path, lost.tokens_per_s) == (None, None, None)
+
+
+def test_failed_cases_are_repeated_with_retry_alone(bench):
+    bench.script = {"mamba-tiny/prefill/N64": "kill"}
+    bench.run()
+    bench.script = {}
+    assert bench.run() == 3
+    assert bench.lines == 5
+    assert bench.run(retry=True) == 0
+    assert bench.lines == 6
+    assert bench.status("mamba-tiny/prefill/N64") == "ok"
+
+
+def test_running_out_of_memory_is_an_answer(bench):
+    bench.script = {"mamba-tiny/prefill/N64": "oom"}
+    assert bench.run() == 0
+    assert bench.status("mamba-tiny/prefill/N64") == "oom"
+
+
+def test_a_silent_case_times_out(bench):
+    bench.script = {"mamba-tiny/decode": "silent"}
+    suite = SUITE.model_copy(update={"protocol": SUITE.protocol.replace(timeout_s=0.3)})
+    assert bench.run(suite) == 3
+    assert bench.status("mamba-tiny/decode") == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"), [("gate", "(FAILED: the gate)"), ("differs", "(FAILED: traced 7 FLOPs, 8 expected by the count)")]
+)
+def test_a_failed_gate_or_an_unexplained_trace_fails_the_command(bench, does, said):
+    bench.script = {"mamba-tiny/decode": does}
+    assert bench.run() == 1
+    assert said in bench.said
+
+
+def test_nothing_measured_is_not_success(bench):
+    assert bench.run(budget_s=1e-9) == 4
+    assert {record.status for record in bench.records.values()} == {"skipped"}
+
+
+def test_what_does_not_fit_is_skipped_counted_traced_and_told_why(bench):
+    assert bench.run(HUGE) == 0
+    record = bench.records["transformer-130m/decode/N1000000000/B1/float32/flash"]
+    assert record.status == "skipped"
+    # Keys and values: 12 layers x 2 x 768 x 4 bytes x (10^9 + 1) tokens.
+    assert record.counted.state_bytes == 73_728 * 1_000_000_001
+    assert record.predicted.peak_bytes == record.counted.peak_bytes
+    assert record.reason.startswith("needs ")
+    assert record.checked.traced_flops == 7
+    assert record.measured is None
+
+
+def test_more_budget_measures_what_was_skipped_and_the_same_budget_does_not(bench):
+    bench.run(budget_s=1e-9)
+    bench.run(budget_s=1e-9)
+    assert bench.lines == 5
+    assert bench.run(budget_s=100.0) == 0
+    assert {record.status for record in bench.records.values()} == {"ok"}
+
+
+def test_what_the_architecture_cannot_do_is_an_answer_too(bench):
+    suite = parse(TEXT + '[[cases]]\ntask = "train"\nmodel = "gpt2"\nseq_len = 2048', "mine.toml")
+    assert bench.run(suite) == 0
+    record = bench.records["gpt2/train/N2048/B1/float32/flash"]
+    assert (record.status, record.counted) == ("unsupported", None)
+    assert "learned positions for 1024 tokens" in record.reason
+
+
+def test_fresh_wants_a_folder_of_its_own(bench):
+    bench.run()
+    with pytest.raises(BenchError, match="--fresh wants a new folder"):
+        bench.run(fresh=True)
+
+
+def test_the_folder_of_another_suite_is_refused_before_a_worker_starts(bench):
+    bench.run()
+    launcher = LocalLauncher("cpu", program=("/nonexistent",))
+    other = SUITE.model_copy(update={"version": 2})
+    with pytest.raises(BenchError, match="holds suite 'mine' v1; you asked for 'mine' v2"):
+        run(Request((other,), out=bench.out), launcher, LineView(Console(file=io.StringIO())))
+
+
+def test_a_new_machine_measures_anew_in_a_folder_of_its_own(bench, monkeypatch):
+    monkeypatch.chdir(bench.tmp_path)
+    bench.out = None
+    bench.run()
+    bench.run()
+    assert len(list(Path("results/runs").iterdir())) == 1
+    bench.script = {"env": {"python": "3.12"}}
+    bench.run()
+    assert len(list(Path("results/runs").iterdir())) == 2
+    env = next(iter(read_run(sorted(Path("results/runs").iterdir())[0]).info.environments.values()))
+    assert find((SUITE,), machine_id(env)) is not None
+    bench.run(fresh=True)
+    assert len(list(Path("results/runs").iterdir())) == 3
+
+
+def test_a_dry_run_writes_nothing(bench):
+    lines = planned(Request((HUGE,), out=bench.out), bench.launcher())
+    assert [line.does for line in lines] == ["measure"] * 5 + ["skip"]
+    assert lines[0].forecast.wall_s <= lines[1].forecast.wall_s
+    assert not bench.out.exists()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from rich.console import Console
+from benchbench.progress import LineView
+from benchbench.runner import run, Request
+from test_runner import Bench, SUITE
+bench = Bench(Path({folder!r}))
+bench.script = {{"mamba-tiny/prefill/N128": "sleep 30"}}
+request = Request((SUITE,), out=bench.out, command="benchbench run --suite mine")
+ended = run(request, bench.launcher(), LineView(Console(stderr=True, width=300)))
+sys.exit(ended.code)
+"""
+
+
+def started(tmp_path: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, whose case in hand takes very long, after others have finished."""
+    code = PROGRAM.format(tests=str(FAKE.parent), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    records = tmp_path / "run" / RECORDS
+    until = time.monotonic() + 30
+    while not (records.exists() and records.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_worker(bench, number, code):
+    process = started(bench.tmp_path)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert not [
+        p.pid for p in psutil.process_iter(["cmdline"]) if str(bench.tmp_path) in " ".join(p.info["cmdline"] or [])
+    ]
+    assert f"Continue with: benchbench run --suite mine --out {bench.out}" in errors
+    finished = bench.lines
+    assert bench.run() == 0
+    assert f"5 cases, {finished} already measured here" in bench.said
+    assert bench.lines == 5
+
+
+def test_a_run_killed_outright_loses_no_record(bench):
+    process = started(bench.tmp_path)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    finished = bench.lines
+    assert bench.run() == 0
+    assert f"5 cases, {finished} already measured here" in bench.said
+    assert bench.lines == 5
