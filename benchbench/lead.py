@@ -1,0 +1,84 @@
+"""The three lines before every table: where it was measured, how, and with which command."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from benchbench import units
+from benchbench.record import Protocol
+
+Environment = dict[str, Any]
+"""What the worker said of its machine and software, as run.json holds it."""
+
+
+def slug(env: Environment) -> str:
+    """A file name for the device: `nvidia-h200`, `cpu-2-cores-intel-xeon`."""
+    gpu, cpu = env.get("gpu"), env["cpu"]
+    if gpu:
+        return _slug(gpu["name"])
+    model = re.sub(r"\(R\)|\(TM\)|@.*|\b(CPU|Processor|\d+-Core)\b", " ", cpu["model"] or "")
+    return _slug(f"cpu {units.plural(cores(cpu), 'core')} {model}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def cores(cpu: Environment) -> int:
+    return cpu["usable_cores"] or cpu["logical_cores"]
+
+
+def environment_line(environments: Iterable[Environment]) -> str:
+    """Device, versions and commits. They are of one machine, so they differ in the commit at most."""
+    known = list(environments)
+    env, cpu = known[0], known[0]["cpu"]
+    packages = [f"{name} {number}" for name, number in sorted(env["packages"].items()) if number]
+    cuda = [f"CUDA {env['cuda']}"] if env.get("cuda") else []
+    commits = dict.fromkeys(commit(one) for one in known)
+    return "Environment: " + " · ".join(
+        [
+            device_name(env),
+            f"{units.plural(cpu['threads'], 'thread')} on {units.plural(cores(cpu), 'core')}, {cpu['capability']}",
+            *packages,
+            *cuda,
+            f"benchbench {env['benchbench']}",
+            f"commit {units.listing(list(commits))}",
+        ]
+    )
+
+
+def device_name(env: Environment) -> str:
+    gpu, cpu = env.get("gpu"), env["cpu"]
+    if gpu:
+        return f"{gpu['name']} ({units.size(gpu['memory_bytes'])}, driver {gpu['driver']})"
+    return f"{cpu['model']} ({units.size(cpu['memory_bytes'])})"
+
+
+def commit(env: Environment) -> str:
+    git = env.get("git")
+    if not git or not git["sha"]:
+        return "unknown"
+    return git["sha"][:7] + (" (dirty)" if git["dirty"] else "")
+
+
+def dirty(env: Environment) -> bool:
+    git = env.get("git")
+    return bool(git and git["dirty"])
+
+
+def protocol_line(protocols: Iterable[Protocol]) -> str:
+    """How the calls were timed; every protocol, where records of one table differ."""
+    return "Protocol: " + "; or ".join(dict.fromkeys(map(_protocol, protocols)))
+
+
+def _protocol(p: Protocol) -> str:
+    narrow, budget = units.percent(p.target_ratio), units.seconds(p.case_budget_s)
+    return (
+        f"first call apart; {p.warmup_calls} or more warm-up calls; {p.min_samples} to {p.max_samples} samples, "
+        f"until half the 95% interval is within {narrow} of the median or {budget} are spent; "
+        "times are medians, ± is that half interval"
+    )
+
+
+def command_line(suite: str, version: int, env: Environment) -> str:
+    return f"Reproduce: `benchbench run --suite {suite} --device {env['device']}` (version {version} of the suite)"

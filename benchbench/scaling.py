@@ -1,0 +1,234 @@
+"""Costs as functions of the context length: who is less where, where that turns over, and how each one grows."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from math import ceil, log
+from statistics import linear_regression
+from typing import Literal, NamedTuple
+
+from benchbench.case import Case
+from benchbench.columns import time_of
+from benchbench.record import Counted, Record
+from benchbench.units import integer, listing
+
+CountAt = Callable[[Case, int], Counted]
+"""What a case costs at another length."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence; `alarm` marks what must not be overlooked."""
+
+    text: str
+    alarm: bool = False
+
+
+class Point(NamedTuple):
+    """A value at length `n`, known to lie between `low` and `high`: both equal to it where it is counted."""
+
+    n: int
+    low: float
+    value: float
+    high: float
+    few: bool = False
+    """Whether `low` and `high` are the range of too few samples for a 95 % interval."""
+
+
+Points = dict[int, Point]
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    better: str
+    """How the lesser one is called."""
+    counted: Callable[[Counted], int] | None = None
+    """Where it is counted, so that it is known at every length; None for the measured time."""
+
+    @property
+    def kind(self) -> Literal["counted", "measured"]:
+        return "counted" if self.counted else "measured"
+
+    def point(self, record: Record) -> Point | None:
+        if self.counted:
+            return _exactly(record.case.seq_len, self.counted(record.counted)) if record.counted else None
+        time = time_of(record)
+        if not time or not record.measured:
+            return None
+        if time.low95 is not None and time.high95 is not None:
+            return Point(record.case.seq_len, time.low95, time.median, time.high95)
+        samples = record.measured.time_s
+        return Point(record.case.seq_len, min(samples), time.median, max(samples), few=True)
+
+
+METRICS = (
+    Metric("counted FLOPs", "cheaper", lambda c: c.flops),
+    Metric("counted bytes moved", "cheaper", lambda c: c.bytes_moved),
+    Metric("counted peak memory", "smaller", lambda c: c.peak_bytes),
+    Metric("counted state", "smaller", lambda c: c.state_bytes),
+    Metric("measured time", "faster"),
+)
+
+
+def series(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by model, shortest first; by model and path where a model ran more than one."""
+    kept = list(records)
+    paths: dict[str, set[str]] = {}
+    for record in kept:
+        paths.setdefault(record.case.model, set()).add(record.case.path)
+    lines: dict[str, list[Record]] = {}
+    for record in sorted(kept, key=lambda r: (r.case.model, r.case.path, r.case.seq_len)):
+        model = record.case.model
+        label = model if len(paths[model]) == 1 else f"{model} ({record.case.path})"
+        lines.setdefault(label, []).append(record)
+    return lines
+
+
+def points(metric: Metric, records: Iterable[Record]) -> Points:
+    """The metric wherever it is known, by length."""
+    return {point.n: point for record in records if (point := metric.point(record))}
+
+
+def crossovers(metric: Metric, lines: dict[str, list[Record]], count_at: CountAt | None = None) -> Finding | None:
+    """Who is cheaper where, pair by pair; None where nothing is to be compared."""
+    known = {label: found for label, records in lines.items() if (found := points(metric, records))}
+    if len(lines) < 2 or not any(point.value for found in known.values() for point in found.values()):
+        return None if metric.counted or len(lines) < 2 else Finding(_capital(f"{metric.name}: nothing was measured."))
+    always: dict[str, dict[str, list[str]]] = {}
+    clauses: list[str] = []
+    for first, second in combinations(known, 2):
+        signs = compared(known[first], known[second])
+        decided = {n: sign for n, sign in signs.items() if sign}
+        if not signs:
+            clauses.append(f"{first} and {second} have no length in common")
+        elif not decided:
+            same = "are equal" if metric.counted else "cannot be told apart"
+            clauses.append(f"{first} and {second} {same} {_lengths(signs, decided=signs)}")
+        elif len(set(decided.values())) == 1:
+            less, more = (first, second) if min(decided.values()) < 0 else (second, first)
+            where = _lengths(signs, decided) + ("" if len(decided) == len(signs) else f" ({_undecided(metric, signs)})")
+            always.setdefault(where, {}).setdefault(less, []).append(more)
+        else:
+            at = exact(metric, lines[first][0].case, lines[second][0].case, count_at) if count_at else None
+            clauses += [
+                f"{second if sign > 0 else first} overtakes {first if sign > 0 else second} "
+                + _where(low, high, at, signs, metric)
+                for low, high, sign in changes(decided)
+            ]
+    orders = [(where, [f"{a} than {listing(rest)}" for a, rest in order.items()]) for where, order in always.items()]
+    clauses = [f"{metric.better} {where}: {', '.join(pairs)}" for where, pairs in orders] + clauses
+    if few := sorted({point.n for found in known.values() for point in found.values() if point.few}):
+        clauses.append(f"fewer than six samples, so that their range stands for the interval, at {_names(few)}")
+    return Finding(_capital(f"{metric.name}: {'; '.join(clauses)}.")) if clauses else None
+
+
+def compared(first: Points, second: Points) -> dict[int, int]:
+    """At each length that both have: -1 where `first` is less, 1 where it is more, 0 where they are not told apart."""
+    return {
+        n: (first[n].low > second[n].high) - (first[n].high < second[n].low)
+        for n in sorted(first.keys() & second.keys())
+    }
+
+
+def changes(decided: dict[int, int]) -> list[tuple[int, int, int]]:
+    """Neighbouring lengths between which the order turns over, with the sign after it."""
+    return [(low, high, after) for (low, before), (high, after) in pairwise(decided.items()) if before != after]
+
+
+def first_length(sign_at: Callable[[int], int], low: int, high: int) -> int:
+    """The first length above `low` with the sign that `high` has, where it turns over once in between."""
+    after = sign_at(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if sign_at(middle) == after else (middle, high)
+    return high
+
+
+def exact(metric: Metric, first: Case, second: Case, count_at: CountAt) -> Callable[[int], int] | None:
+    """The sign of `first` minus `second` at any length, where the metric is counted."""
+    read = metric.counted
+    if read is None:
+        return None
+
+    def sign(n: int) -> int:
+        ours, theirs = read(count_at(first, n)), read(count_at(second, n))
+        return (ours > theirs) - (ours < theirs)
+
+    return sign
+
+
+def _where(low: int, high: int, sign_at: Callable[[int], int] | None, signs: dict[int, int], metric: Metric) -> str:
+    # A cost model that has changed since the records were written may not place their crossing.
+    if sign_at and sign_at(low) == signs[low] and sign_at(high) == signs[high]:
+        n = first_length(sign_at, low, high)
+        return f"at N={integer(n)}, counted to the token"
+    between = {n: 0 for n, sign in signs.items() if low < n < high and not sign}
+    return f"between {_names([low])} and {_names([high])}" + (f", {_undecided(metric, between)}" if between else "")
+
+
+def _undecided(metric: Metric, signs: dict[int, int]) -> str:
+    same = "equal" if metric.counted else "not told apart"
+    return f"{same} at {_names([n for n, sign in signs.items() if not sign])}"
+
+
+def _lengths(signs: Collection[int], decided: Collection[int]) -> str:
+    low, high = min(signs), max(signs)
+    if low == high:
+        return f"at {_names([low])}, the only length both have"
+    every = "both" if len(signs) == 2 else f"all {len(signs)}"
+    share = every if len(decided) == len(signs) else f"{len(decided)} of {len(signs)}"
+    return f"at {share} lengths from {integer(low)} to {integer(high)}"
+
+
+def _names(lengths: Iterable[int]) -> str:
+    return listing([f"N={integer(n)}" for n in lengths])
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+def _exactly(n: int, value: float) -> Point:
+    return Point(n, value, value, value)
+
+
+class Growth(NamedTuple):
+    """The least-squares slope of log(value) over log(N), and the lengths it stands on."""
+
+    exponent: float
+    shortest: int
+    longest: int
+    points: int
+
+
+def growth(found: Points) -> Growth | None:
+    """How the value grows over the upper half of its lengths, two at least; None with fewer, or where it is zero."""
+    lengths = sorted(found)
+    upper = lengths[-max(2, ceil(len(lengths) / 2)) :]
+    if len(upper) < 2 or any(found[n].value <= 0 for n in upper):
+        return None
+    slope = linear_regression([log(n) for n in upper], [log(found[n].value) for n in upper]).slope
+    return Growth(slope, upper[0], upper[-1], len(upper))
+
+
+def exponents(metric: Metric, lines: dict[str, list[Record]]) -> Finding | None:
+    """The exponent of N for every model, on the upper half of its lengths; why there is none, where there is none."""
+    alike: dict[tuple[int, int, int], dict[str, list[str]]] = {}
+    absent: dict[int, list[str]] = {}
+    for label, records in lines.items():
+        found = points(metric, records)
+        if fitted := growth(found):
+            power = f"N^{0.0 + round(fitted.exponent, 2):.2f}"
+            alike.setdefault(fitted[1:], {}).setdefault(power, []).append(label)
+        elif len(found) < 2:
+            absent.setdefault(len(found), []).append(label)
+    clauses: list[str] = []
+    for (low, high, n), powers in alike.items():
+        named = listing([f"{power} ({', '.join(labels)})" for power, labels in powers.items()])
+        clauses.append(f"{named} over N={integer(low)} to {integer(high)}, {n} lengths")
+    clauses += [
+        f"no exponent for {listing(labels)}: {'one' if n else 'no'} length is {metric.kind}, two are needed"
+        for n, labels in absent.items()
+    ]
+    return Finding(f"Growth of {metric.name}: {'; '.join(clauses)}.") if clauses else None

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from records import counted, record, steady
+
+pytest.importorskip("matplotlib")
+
+from benchbench.plot import PALETTE, draw, figure, looks, short
+
+
+def records():
+    return [
+        record(model, n, steady(n / 1e3) if n < 2048 else (), cost=counted(n * k))
+        for k, model in enumerate(("mamba-tiny", "transformer-tiny"), start=1)
+        for n in (512, 1024, 2048)
+    ]
+
+
+def drawn(line):
+    """The x and the y of its points."""
+    return tuple(np.asarray(values).tolist() for values in line.get_data())
+
+
+def test_the_same_records_are_drawn_to_the_same_bytes(tmp_path):
+    first = [path.read_bytes() for path in draw(records(), tmp_path / "a")]
+    second = [path.read_bytes() for path in draw(records(), tmp_path / "b")]
+    assert first == second
+    assert first[0].startswith(b"<?xml")
+    assert first[1].startswith(b"\x89PNG")
+
+
+def test_counted_and_measured_never_share_a_panel():
+    panels = {axes.get_title(loc="left").splitlines()[1]: axes for axes in figure(records()).axes}
+    assert list(panels) == ["TFLOP (counted)", "peak memory, GiB (counted)", "seconds a call (measured)"]
+    for title, axes in panels.items():
+        measured = "measured" in title
+        assert len(axes.containers) == (2 if measured else 0)  # error bars, one a model
+        assert all(line.get_marker() in ("None", "") for line in axes.lines) != measured
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_points_lie_where_the_records_say():
+    flops, _, time = figure(records()).axes
+    assert [drawn(line)[0] for line in flops.lines] == [[512, 1024, 2048]] * 2
+    assert drawn(flops.lines[1])[1][0] == pytest.approx(1024e-12)  # 512 x 2 FLOPs, in TFLOP
+    dots, caps, _ = time.containers[0]
+    assert drawn(dots)[1] == [0.512, 1.024]  # 2,048 was not measured
+    assert drawn(caps[0])[1] == pytest.approx([0.99 * 0.512, 0.99 * 1.024])
+
+
+def test_one_colour_a_family_and_another_dash_for_its_second_model():
+    found = looks([[record("gpt2"), record("transformer-tiny"), record("mamba-tiny")]])
+    assert found["gpt2"].color == found["transformer-tiny"].color == PALETTE[1]  # mamba comes first
+    assert found["gpt2"].dashes != found["transformer-tiny"].dashes
+    assert found["mamba-tiny"].color == PALETTE[0]
+
+
+def test_a_suite_without_a_measurement_says_so():
+    *_, time = figure([record(cost=counted())]).axes
+    assert [text.get_text() for text in time.texts] == ["nothing was measured"]
+
+
+def test_lengths_on_an_axis():
+    assert [short(n) for n in (512, 1000, 1024, 131_072, 1_048_576)] == ["512", "1000", "1k", "128k", "1M"]
