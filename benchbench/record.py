@@ -17,7 +17,7 @@ FINAL: frozenset[str] = frozenset({"ok", "oom", "unsupported", "skipped", "diver
 """Statuses that answer the question; the others are tried again with `--retry`."""
 
 
-class Memory(Value):
+class Memory(Value, frozen=True):
     """Bytes of each category that a case holds at once."""
 
     params: int
@@ -29,7 +29,7 @@ class Memory(Value):
     logits: int
 
 
-class Counted(Value):
+class Counted(Value, frozen=True):
     """What the cost model says a case costs: no tensor was made to find out."""
 
     params: int
@@ -50,7 +50,7 @@ class Counted(Value):
     device: str | None = None
 
 
-class Measured(Value):
+class Measured(Value, frozen=True):
     """Raw numbers read off a clock or an allocator. `time_s` holds every sample of one call, in order."""
 
     time_s: tuple[float, ...] = ()
@@ -62,12 +62,12 @@ class Measured(Value):
     host_rss_bytes: int | None = None
 
 
-class Checked(Value):
+class Checked(Value, frozen=True):
     """What stands behind the numbers: the gate that ran before any timing, and the trace beside the count."""
 
     gate: Literal["passed", "failed"] | None = None
     gate_error: float | None = None
-    """Largest difference of the timed path from the reference path, over the reference's root mean square."""
+    """Largest relative difference of the timed path from the reference path: `benchbench/gate.py` defines it."""
     gate_tolerance: float | None = None
     params: int | None = None
     """Parameters found in the built module."""
@@ -80,7 +80,7 @@ class Checked(Value):
     """Why something above is absent."""
 
 
-class Predicted(Value):
+class Predicted(Value, frozen=True):
     """What the run's planner expected before the case ran: never mixed with what was measured."""
 
     time_s: float | None = None
@@ -90,23 +90,23 @@ class Predicted(Value):
     """What the prediction stands on."""
 
 
-class Protocol(Value):
+class Protocol(Value, frozen=True):
     """How a suite's cases are measured."""
 
-    warmup_calls: int = Field(2, ge=0)
+    warmup_calls: int = Field(default=2, ge=0)
     """At least this many after the first call, until two agree within 10 %."""
-    min_samples: int = Field(6, ge=1)
+    min_samples: int = Field(default=6, ge=1)
     """Six are the least that give a 95 % interval of the median."""
-    max_samples: int = Field(50, ge=1)
-    target_ratio: float = Field(0.02, gt=0, lt=1)
+    max_samples: int = Field(default=50, ge=1)
+    target_ratio: float = Field(default=0.02, gt=0, lt=1)
     """Sampling stops when half the interval is within this share of the median."""
-    case_budget_s: float = Field(20.0, gt=0)
+    case_budget_s: float = Field(default=20.0, gt=0)
     """Sampling stops when a case has used this much, whatever `min_samples` says; the record shows how many it got."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
     """A worker silent for longer on one case is killed."""
 
 
-class Record(Value):
+class Record(Value, frozen=True):
     """One case's outcome. A field that is absent is null, and `reason` says why."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

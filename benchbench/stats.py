@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from benchbench.value import Value
 
 
-class Summary(Value):
+class Summary(Value, frozen=True):
     """What `n` samples say; `low95` and `high95` enclose the true median with 95 % confidence (absent below six)."""
 
     n: int

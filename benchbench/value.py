@@ -2,17 +2,15 @@
 
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from benchbench.errors import BenchError, unknown
 
 V = TypeVar("V", bound=BaseModel)
 
 
-class Value(BaseModel):
-    """A frozen pydantic model. An unknown key is an error, never dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Value(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A frozen pydantic model; its subclasses say `frozen=True` too, for type checkers. An unknown key is an error."""
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with some fields changed.

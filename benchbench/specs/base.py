@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from benchbench.value import Value
 
 
-class ModelSpec(Value):
+class ModelSpec(Value, frozen=True):
     """A named architecture with its sizes: a value, not a module.
 
     `family` names the files models/<family>.py and counters/<family>.py (with `_` for `-`).

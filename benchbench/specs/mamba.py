@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 from benchbench.specs.base import ModelSpec
 
 
-class MambaSpec(ModelSpec):
+class MambaSpec(ModelSpec, frozen=True):
     """Sizes of a Mamba language model. `vocab_size` is the padded one, as in the checkpoints."""
 
     paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")

@@ -9,7 +9,7 @@ from benchbench.specs.base import ModelSpec
 Form = Literal["bk-causal", "bk-exact", "bk-compat"]
 
 
-class ResNetBKSpec(ModelSpec):
+class ResNetBKSpec(ModelSpec, frozen=True):
     """Sizes of a ResNet-BK language model.
 
     `form` picks what mixes the tokens: `bk-causal` the left continued fraction (our causal adaptation, one complex
@@ -26,9 +26,9 @@ class ResNetBKSpec(ModelSpec):
     top_k: PositiveInt = 1
     positions: Literal["none", "learned"] = "none"
     max_seq_len: PositiveInt | None = None
-    dropout: float = Field(0.0, ge=0, lt=1)
-    v_max: float = Field(3.0, gt=0)
-    grad_blend: float = Field(0.5, ge=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    v_max: float = Field(default=3.0, gt=0)
+    grad_blend: float = Field(default=0.5, ge=0, le=1)
 
     @property
     def causal(self) -> bool:

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from benchbench.specs.base import ModelSpec
 
 
-class TransformerSpec(ModelSpec):
+class TransformerSpec(ModelSpec, frozen=True):
     """Sizes of a decoder; `n_kv_heads < n_heads` shares each key and value head among a group of queries."""
 
     paths: ClassVar[tuple[str, ...]] = ("flash", "eager")
@@ -21,8 +21,8 @@ class TransformerSpec(ModelSpec):
     norm: Literal["rms", "layer"] = "rms"
     activation: Literal["swiglu", "gelu"] = "swiglu"
     bias: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
-    rope_theta: float = Field(10_000.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
 
     @property
     def d_head(self) -> int:
