@@ -139,8 +139,9 @@ def _violations(module: str, source: str) -> list[str]:
         if _is_ours(target):
             other = _group(target)
             name = other.name if other else target
+            groups = {group.name, *group.uses.split(), *(group.lazily.split() if lazy else ())}
             # The package itself has a version, and no more until it is asked for more.
-            fits = target == "benchbench" or name in {group.name, *group.uses.split(), *(group.lazily.split() if lazy else ())}
+            fits = target == "benchbench" or name in groups
         else:
             allowed = {*group.others.split(), *(group.others_lazily.split() if lazy else ())}
             fits = top in sys.stdlib_module_names or top in allowed
