@@ -56,8 +56,9 @@ def _traces(records: Sequence[Record]) -> Iterable[Finding]:
         rules = sorted({rule for r in records if r.checked and agreement(r) == "explained" for rule in r.checked.rules})
         quoted = [f'"{rule}"' for rule in rules]
         parts.append(f"in {explained} the difference is explained to the last FLOP by {listing(quoted)}")
-    parts.append(f"unexplained differences: {verdicts.count('unexplained') or 'none'}")
-    yield Finding(f"Traced FLOPs: {'; '.join(parts)}.")
+    unexplained = verdicts.count("unexplained")
+    parts.append(f"unexplained differences: {unexplained or 'none'}")
+    yield Finding(f"Traced FLOPs: {'; '.join(parts)}.", detail=not unexplained)
 
 
 def _alarms(records: Sequence[Record]) -> Iterable[Finding]:

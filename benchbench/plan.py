@@ -89,10 +89,18 @@ class Planner:
         return 1.0, "not corrected: nothing like it is measured yet"
 
     def _overhead_s(self, case: Case) -> float:
-        """Seconds that building, gate and trace are expected to take beside the calls."""
-        nearest = _nearest(self.finished, case)
-        others = [one.overhead_s for one in self.finished if one.case.model == case.model]
-        return nearest.overhead_s if nearest else max(others, default=0.0)
+        """Seconds expected beside the calls: the least that the model took before, since the gate runs only once.
+
+        Training builds its model anew each time, other tasks may share one.
+        """
+        return min(
+            (
+                one.overhead_s
+                for one in self.finished
+                if one.case.model == case.model and (one.case.task == "train") == (case.task == "train")
+            ),
+            default=0.0,
+        )
 
 
 def series_of(case: Case) -> Series:

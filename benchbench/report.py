@@ -173,7 +173,7 @@ def render(results: Results, console: "Console") -> None:
             told = block.lead
             for piece in terminal(block.table, console):
                 console.print(Text(piece, style="dim") if isinstance(piece, str) else piece)
-            for found in block.findings:
+            for found in (one for one in block.findings if not one.detail):
                 console.print(Text(found.text, style="bold red" if found.alarm else ""))
             console.print()
 

@@ -22,6 +22,8 @@ class Finding:
 
     text: str
     alarm: bool = False
+    detail: bool = False
+    """Left out on a terminal, where the files beside it have it."""
 
 
 class Point(NamedTuple):
@@ -45,6 +47,8 @@ class Metric:
     """How the lesser one is called."""
     counted: Callable[[Counted], int] | None = None
     """Where it is counted, so that it is known at every length; None for the measured time."""
+    detail: bool = False
+    """Whether its growth is left out on a terminal."""
 
     @property
     def kind(self) -> Literal["counted", "measured"]:
@@ -64,9 +68,9 @@ class Metric:
 
 METRICS = (
     Metric("counted FLOPs", "cheaper", lambda c: c.flops),
-    Metric("counted bytes moved", "cheaper", lambda c: c.bytes_moved),
+    Metric("counted bytes moved", "cheaper", lambda c: c.bytes_moved, detail=True),
     Metric("counted peak memory", "smaller", lambda c: c.peak_bytes),
-    Metric("counted state", "smaller", lambda c: c.state_bytes),
+    Metric("counted state", "smaller", lambda c: c.state_bytes, detail=True),
     Metric("measured time", "faster"),
 )
 
@@ -95,6 +99,8 @@ def crossovers(metric: Metric, lines: dict[str, list[Record]], count_at: CountAt
     known = {label: found for label, records in lines.items() if (found := points(metric, records))}
     if len(lines) < 2 or not any(point.value for found in known.values() for point in found.values()):
         return None if metric.counted or len(lines) < 2 else Finding(_capital(f"{metric.name}: nothing was measured."))
+    if chain := _chain(metric, known):
+        return Finding(chain)
     always: dict[str, dict[str, list[str]]] = {}
     clauses: list[str] = []
     for first, second in combinations(known, 2):
@@ -121,6 +127,20 @@ def crossovers(metric: Metric, lines: dict[str, list[Record]], count_at: CountAt
     if few := sorted({point.n for found in known.values() for point in found.values() if point.few}):
         clauses.append(f"fewer than six samples, so that their range stands for the interval, at {_names(few)}")
     return Finding(_capital(f"{metric.name}: {'; '.join(clauses)}.")) if clauses else None
+
+
+def _chain(metric: Metric, known: dict[str, Points]) -> str | None:
+    """One order for three models or more that holds at every length, or None."""
+    lengths = next(iter(known.values())).keys()
+    if len(known) < 3 or any(found.keys() != lengths for found in known.values()):
+        return None
+    order = sorted(known, key=lambda label: known[label][min(lengths)].value)
+    steps = [compared(known[less], known[more]) for less, more in pairwise(order)]
+    if any(sign != -1 for signs in steps for sign in signs.values()):
+        return None
+    few = [point.n for found in known.values() for point in found.values() if point.few]
+    by_range = f" (by the range of fewer than six samples at {_names(sorted(set(few)))})" if few else ""
+    return f"{_capital(metric.name)}: {' < '.join(order)} {_lengths(lengths, lengths)}{by_range}."
 
 
 def compared(first: Points, second: Points) -> dict[int, int]:
@@ -231,4 +251,4 @@ def exponents(metric: Metric, lines: dict[str, list[Record]]) -> Finding | None:
         f"no exponent for {listing(labels)}: {'one' if n else 'no'} length is {metric.kind}, two are needed"
         for n, labels in absent.items()
     ]
-    return Finding(f"Growth of {metric.name}: {'; '.join(clauses)}.") if clauses else None
+    return Finding(f"Growth of {metric.name}: {'; '.join(clauses)}.", detail=metric.detail) if clauses else None

@@ -69,11 +69,14 @@ def test_another_models_cases_of_the_task_correct_by_their_geometric_mean():
     assert forecast.basis.endswith("times 4.00, the mean of 2 finished prefill cases")
 
 
-def test_what_came_on_top_of_the_calls_is_expected_again():
+def test_the_least_that_came_on_top_of_the_calls_is_expected_again():
     planner = Planner(RATES)
     learned(planner, cost(64), 1.0, overhead_s=7.0)
+    learned(planner, cost(64, task="decode"), 1.0, overhead_s=5.0)
+    learned(planner, cost(64, task="train"), 1.0, overhead_s=1.0)
+    learned(planner, cost(64, model="transformer-tiny"), 1.0, overhead_s=2.0)
     forecast = planner.forecast(cost(128), PROTOCOL)
-    assert forecast.wall_s == pytest.approx(7.0 + calls_s(forecast.call_s, PROTOCOL))
+    assert forecast.wall_s == pytest.approx(5.0 + calls_s(forecast.call_s, PROTOCOL))
 
 
 @pytest.mark.parametrize(
