@@ -53,7 +53,8 @@ class Cost:
         flops = sum(by_phase.values())
         held = memory.holdings(self.case, self.step, self.placed)
         peak = memory.peak_requested(self.case, self.step, held)
-        return Counted(
+        # Unvalidated: validation would make plain numbers of sizes that carry their closed form.
+        return Counted.model_construct(
             params=self.params,
             flops=flops,
             executed_flops=executed,
@@ -127,7 +128,7 @@ def _placed(case: Case, step: Step) -> Iterator[Placed]:
     if spec.head_bias:
         yield Placed("lm_head", dense.bias(rows, spec.vocab_size, s))
     if spec.tied_head:
-        yield Placed("lm_head", dense.shared_weight(spec.vocab_size * spec.d_model, s))
+        yield Placed("", dense.shared_weight(spec.vocab_size * spec.d_model, s))
     if step.training:
         yield Placed("", training.cross_entropy(rows, spec.vocab_size, s, step.head_chunks))
 

@@ -18,7 +18,8 @@ def holdings(case: Case, step: Step, ops: Sequence[Placed]) -> Memory:
     """Bytes of each category at its own largest."""
     params = step.width * sum(op.repeat * op.formula.params for op in ops)
     train = case.task == "train"
-    return Memory(
+    # Unvalidated: validation would make plain numbers of sizes that carry their closed form.
+    return Memory.model_construct(
         params=params,
         grads=params if train else 0,
         optimizer=params * OPTIMIZER_STATES[case.optimizer] if case.optimizer else 0,

@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
-from benchbench import units
+from benchbench import cost_tables, units
 from benchbench.case import Case
+from benchbench.commands import closed_forms
 from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables
-from benchbench.counters import Cost, Op, count
+from benchbench.counters import Cost, count
+from benchbench.errors import BenchError
 from benchbench.record import Counted
 from benchbench.table import Column, Table, build
 
@@ -17,8 +19,23 @@ from benchbench.table import Column, Table, build
 @SIZES
 @click.option("--suite", help="Count every case of this suite instead.")
 @click.option("--ops", is_flag=True, help="Operation by operation.")
+@click.option("--symbolic", is_flag=True, help="As expressions in the context length N, exact at every length.")
+@click.option(
+    "--symbols", metavar="N,B,...", help="As expressions in these sizes: N, B (batch), d_model, n_layers, ..."
+)
 @FORMATS
-def command(suite: str | None, ops: bool, output: str, **sizes: Any) -> None:
+def command(suite: str | None, ops: bool, symbolic: bool, symbols: str | None, output: str, **sizes: Any) -> None:
+    if symbolic or symbols is not None:
+        if suite or ops:
+            raise BenchError(f"--symbolic goes without {'--suite' if suite else '--ops'}.")
+        found, tables, notes = closed_forms.shown(
+            case_of(**sizes), [name.strip() for name in (symbols or "N").split(",")]
+        )
+        if output == "json":
+            click.echo(json.dumps(found, indent=2))
+        else:
+            echo_tables(tables, output, notes)
+        return
     if suite:
         from benchbench.suite import load
 
@@ -26,21 +43,15 @@ def command(suite: str | None, ops: bool, output: str, **sizes: Any) -> None:
         tables = [suite_table(suite, costs)]
     else:
         costs = [count(case_of(**sizes))]
-        tables = [sums_table(costs[0]), memory_table(costs[0])]
+        tables = cost_tables.tables(costs[0])
     if output == "json":
-        found = [as_json(cost, ops=ops) for cost in costs]
+        found = [cost_tables.as_json(cost, ops=ops) for cost in costs]
         click.echo(json.dumps(found if suite else found[0], indent=2))
         return
     if ops:
-        tables = [ops_table(cost) for cost in costs]
+        tables = [cost_tables.ops_table(cost) for cost in costs]
     notes = [] if suite else [warning for warning in (costs[0].case.spec.warning,) if warning]
     echo_tables(tables, output, notes)
-
-
-def as_json(cost: Cost, *, ops: bool) -> dict[str, Any]:
-    """The documented shape: `case`, `counted`, and `ops` on request."""
-    found = {"case": cost.case.model_dump(mode="json"), "counted": cost.counted.model_dump(mode="json")}
-    return {**found, "ops": cost.rows()} if ops else found
 
 
 def suite_table(name: str, costs: list[Cost]) -> Table:
@@ -56,62 +67,3 @@ def suite_table(name: str, costs: list[Cost]) -> Table:
         Column("counted_peak_bytes", "peak", "counted", lambda row: row[1].peak_bytes, units.size),
     )
     return build(name, (("suite", name),), columns, [(cost.case, cost.counted) for cost in costs])
-
-
-def sums_table(cost: Cost) -> Table:
-    """FLOPs by kind, and every total, of one case."""
-    counted = cost.counted
-    kinds = sorted(counted.flops_by_kind.items(), key=lambda item: -item[1])
-    rows = [(kind, units.integer(flops), units.percent(flops / counted.flops)) for kind, flops in kinds]
-    rows += [(phase, units.integer(n), units.percent(n / counted.flops)) for phase, n in counted.flops_by_phase.items()]
-    rows += [
-        ("total", units.integer(counted.flops), units.flops(counted.flops)),
-        ("executed on this path", units.integer(counted.executed_flops), units.flops(counted.executed_flops)),
-        ("with the full square", units.integer(counted.full_square_flops), units.flops(counted.full_square_flops)),
-        (
-            "transcendental",
-            units.integer(counted.transcendental),
-            units.percent(counted.transcendental / counted.flops),
-        ),
-        ("bytes moved", units.integer(counted.bytes_moved), units.size(counted.bytes_moved)),
-        ("parameters", units.integer(counted.params), units.count(counted.params)),
-    ]
-    return _plain(f"{cost.case.id}: FLOPs", ("what", "FLOPs", ""), rows)
-
-
-def memory_table(cost: Cost) -> Table:
-    """Bytes of every category at its own largest, and at the fullest moment."""
-    counted = cost.counted
-    sizes = [
-        *counted.memory.model_dump().items(),
-        ("decoding state", counted.state_bytes),
-        ("peak", counted.peak_bytes),
-    ]
-    return _plain(
-        f"{cost.case.id}: memory", ("what", "bytes", ""), [(name, units.integer(n), units.size(n)) for name, n in sizes]
-    )
-
-
-def ops_table(cost: Cost) -> Table:
-    """One row an operation; numbers are of one repetition."""
-    columns: tuple[Column[Op], ...] = (
-        Column("path", "module", "text", lambda op: op.path or "(model)"),
-        Column("op", "op", "text", lambda op: op.formula.name),
-        Column("kind", "kind", "text", lambda op: op.kind),
-        Column("phase", "phase", "text", lambda op: op.phase),
-        Column("repeat", "times", "counted", lambda op: op.repeat, units.integer),
-        Column("flops", "FLOPs", "counted", lambda op: op.flops, units.integer),
-        Column("executed_flops", "executed", "counted", lambda op: op.executed_flops, units.integer, detail=True),
-        Column("bytes_moved", "bytes moved", "counted", lambda op: op.bytes_moved, units.integer),
-        Column("saved_bytes", "saved", "counted", lambda op: op.saved_bytes, units.integer),
-    )
-    return build(cost.case.id, (("case", cost.case.id),), columns, cost.ops)
-
-
-def _plain(title: str, heads: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> Table:
-    columns: tuple[Column[tuple[str, str, str]], ...] = (
-        Column("what", heads[0], "text", lambda row: row[0]),
-        Column("value", heads[1], "counted", lambda row: row[1]),
-        Column("readable", heads[2], "counted", lambda row: row[2]),
-    )
-    return build(title, (), columns, rows)
