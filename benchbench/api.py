@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchbench import cost_tables, counters, table
 from benchbench.case import Case
+from benchbench.reading import read
 from benchbench.record import Memory
 from benchbench.specs import ModelSpec, preset
-from benchbench.value import validated
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,7 +88,7 @@ def count(model: str | ModelSpec, task: str = "prefill", **sizes: Any) -> Cost:
     spec = preset(model) if isinstance(model, str) else model
     training = {"optimizer": "adamw"} if task == "train" else {}
     given = {name: size for name, size in sizes.items() if size is not None}
-    case = validated(Case, {"path": spec.paths[0], **training, **given, "spec": spec, "task": task}, where=spec.name)
+    case = read(Case, {"path": spec.paths[0], **training, **given, "spec": spec, "task": task}, spec.name)
     cost = counters.count(case)
     return Cost(cost.case, cost.step, cost.placed)
 

@@ -1,12 +1,11 @@
 """The base of every immutable record: frozen, strict about unknown keys, hashable by value."""
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from benchbench.errors import BenchError, unknown
-
-V = TypeVar("V", bound=BaseModel)
+from benchbench.errors import unknown
+from benchbench.reading import read
 
 
 class Value(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -21,27 +20,4 @@ class Value(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for key in changes:
             if key not in type(self).model_fields:
                 raise unknown("field", key, type(self).model_fields)
-        return validated(type(self), {**self.model_dump(), **changes}, where=type(self).__name__)
-
-
-def validated(kind: type[V], data: dict[str, Any], where: str) -> V:
-    """`kind` built from `data`; pydantic's report becomes one line that quotes the user's value."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise explained(error, kind, where) from None
-
-
-def explained(error: ValidationError, kind: type[BaseModel], where: str) -> BenchError:
-    """The first complaint of a validation report as `where: field = value: what is expected`."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        wrong = unknown("key", str(first["loc"][-1]), kind.model_fields)
-        return BenchError(f"{where}: {wrong.message}", wrong.hint)
-    if first["type"] == "missing":
-        return BenchError(f"{where}: the key '{key}' is missing.", f"Keys: {', '.join(kind.model_fields)}.")
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["type"] == "value_error":
-        return BenchError(f"{where}: {reason}")
-    return BenchError(f"{where}: {key} = {first['input']!r}: expected {reason}.")
+        return read(type(self), {**self.model_dump(), **changes}, type(self).__name__)

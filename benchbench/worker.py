@@ -5,6 +5,7 @@ Start it as `python -m benchbench.worker --device cpu`. The parent starts, times
 """
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -20,9 +21,10 @@ import torch
 from benchbench.env import describe
 from benchbench.errors import BenchError
 from benchbench.measure import Bench, Request, Result, calibrate
-from benchbench.value import validated
+from benchbench.reading import read
 
 PHASE_INTERVAL_S = 0.1
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -51,7 +53,7 @@ def answer(line: str, bench: Bench, channel: Channel) -> None:
         if data == {"calibrate": True}:
             channel.send("calibrated", **calibrate(bench.device))
             return
-        request = validated(Request, data, where="request")
+        request = read(Request, data, "request")
     except (ValueError, BenchError) as error:
         result = Result()
         result.fail("error", f"bad request: {error}")
@@ -78,14 +80,20 @@ def usable(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        hint = "Use --device cpu, or see: benchbench doctor"
-        raise BenchError(f"cannot use the device '{name}': {reason}", hint) from None
+        raise BenchError(f"cannot use the device '{name}': {reason}", "Use --device cpu.") from None
     return device
+
+
+def die_with_parent() -> None:
+    """Where the kernel can, ends this process when its parent does, by kill -9 too: nobody is left to listen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves requests until stdin ends. An interrupt is the parent's to decide about."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="benchbench.worker", description="Measures cases for benchbench run.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="of host data; an allocation beyond it fails")

@@ -51,7 +51,7 @@ def test_a_spec_counts_as_its_name_does():
 def test_what_is_wrong_is_said():
     with pytest.raises(BenchError, match=r"no model 'mamba-130'. Did you mean 'mamba-130m'?"):
         count("mamba-130", seq_len=8)
-    with pytest.raises(BenchError, match="mamba-tiny: batch = 0: expected greater than 0"):
+    with pytest.raises(BenchError, match="mamba-tiny: batch = 0: expected more than 0"):
         count("mamba-tiny", seq_len=8, batch=0)
     with pytest.raises(BenchError, match="mamba-tiny: no key 'sequence'"):
         count("mamba-tiny", seq_len=8, sequence=3)

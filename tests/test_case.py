@@ -48,7 +48,7 @@ def test_sizes_out_of_range_are_refused(sizes: dict[str, object], message: str) 
         ("gpt2", {"dropout": 1.0}, "dropout = 1.0: expected less than 1"),
         ("gpt2", {"max_seq_len": None}, "learned positions need max_seq_len"),
         ("gpt2", {"d_modell": 8}, "no field 'd_modell'. Did you mean 'd_model'"),
-        ("mamba-tiny", {"n_layers": "three"}, "n_layers = 'three'"),
+        ("mamba-tiny", {"n_layers": "three"}, 'n_layers = "three": expected a whole number'),
         ("resnet-bk-tiny", {"top_k": 5}, "top_k 5 is more than n_experts 4"),
     ],
 )

@@ -7,9 +7,9 @@ import click
 
 from benchbench.case import TASKS, Case
 from benchbench.errors import BenchError
+from benchbench.reading import read
 from benchbench.specs import ModelSpec, preset
 from benchbench.table import Table
-from benchbench.value import validated
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def case_of(*, model: str | None, changes: Sequence[str] = (), **sizes: Any) -> 
     given.setdefault("path", spec.paths[0])
     if given["task"] == "train":
         given.setdefault("optimizer", "adamw")
-    case = validated(Case, {"spec": spec, **given}, where=model)
+    case = read(Case, {"spec": spec, **given}, model)
     case.require_supported()
     return case
 

@@ -9,8 +9,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 from benchbench.errors import unknown
+from benchbench.reading import read
 from benchbench.specs.base import ModelSpec
-from benchbench.value import validated
 
 
 @cache
@@ -43,7 +43,7 @@ def from_dict(data: dict[str, Any]) -> ModelSpec:
     family = data.get("family", "")
     if family not in families():
         raise unknown("family", str(family), families())
-    return validated(families()[family], data, where=f"spec of {data.get('name', family)}")
+    return read(families()[family], data, f"spec of {data.get('name', family)}")
 
 
 __all__ = ["ModelSpec", "families", "from_dict", "preset", "presets"]
