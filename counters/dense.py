@@ -114,15 +114,17 @@ def attention(step: Step, n_heads: int, n_kv_heads: int, d_head: int, *, state_b
     Backward, a pair: dv = pᵀ do, dp = do vᵀ, dq = ds k, dk = dsᵀ q are 2·d_head each; ds = p ∘ (dp - Σ p ∘ dp) takes a
     multiply and an addition for the sum, a subtraction, a multiplication, and the scale: 5.
 
-    `eager` computes the whole rectangle, forward and backward, and keeps the probabilities. `flash` (2205.14135)
-    computes the visible pairs, keeps the output and one log-sum-exp a query, and in backward computes the scores
-    again: 2·d_head, scale, subtract, exp a pair.
+    `eager` computes the whole rectangle, forward and backward, keeps the probabilities, and scales the d_head numbers
+    of each query, not its scores. `flash` (2205.14135) computes the visible pairs, keeps the output and one log-sum-exp
+    a query, and in backward computes the scores again: 2·d_head, scale, subtract, exp a pair.
     """
     flash = step.path == "flash"
     heads = step.batch * n_heads
-    pairs, hidden = heads * step.pairs, heads * (step.square_pairs - step.pairs)
+    pairs, square = heads * step.pairs, heads * step.square_pairs
+    hidden = square - pairs
     forward, backward = 4 * d_head + 5, 8 * d_head + 5
     again = 2 * d_head + 3
+    scaled = step.rows * n_heads * d_head - square
     q = step.width * step.rows * n_heads * d_head
     kv = 2 * step.width * step.batch * (step.context + step.new) * n_kv_heads * d_head
     scores = step.width * heads * step.square_pairs
@@ -134,13 +136,13 @@ def attention(step: Step, n_heads: int, n_kv_heads: int, d_head: int, *, state_b
         forward=Work(
             pairs * forward,
             transcendental=2 * pairs,
-            extra_flops=0 if flash else hidden * forward,
+            extra_flops=0 if flash else hidden * forward + scaled,
             square_flops=hidden * forward,
             bytes_moved=2 * q + kv + spilled,
         ),
         backward=Work(
             pairs * backward,
-            extra_flops=pairs * again if flash else hidden * backward,
+            extra_flops=pairs * again if flash else hidden * backward + scaled,
             square_flops=hidden * backward,
             bytes_moved=4 * q + 2 * kv + spilled,
         ),

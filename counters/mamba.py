@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise
 from benchbench.counters.op import Formula, Placed, Step
-from benchbench.counters.recurrent import selective_scan
+from benchbench.counters.recurrent import decay_rates, selective_scan
 from benchbench.specs.mamba import MambaSpec
 
 LAYER = "backbone.layers.*"
@@ -29,6 +29,7 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     yield layer("mixer", pointwise.silu(n, s))
     yield layer("mixer", pointwise.fan_out(n, 2, s))
     yield layer("mixer.x_proj", dense.linear(rows, inner, rank + 2 * n_state, s))
+    yield layer("mixer", decay_rates(inner, n_state))
     yield layer("mixer.dt_proj", dense.linear(rows, rank, inner, s))
     yield layer("mixer.dt_proj", dense.bias(rows, inner, s))
     # The softplus before and the gate behind are part of the scan: the chunked one keeps what they need itself.

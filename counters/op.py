@@ -33,7 +33,7 @@ class Work:
     transcendental: int = 0
     """How many of `flops` are transcendental or divisions."""
     extra_flops: int = 0
-    """What the path runs beyond the model's arithmetic: recomputation, masked pairs, overlap."""
+    """What the path runs beyond the model's arithmetic: recomputation, masked pairs, overlap; below 0 where less."""
     square_flops: int = 0
     """What attention would add if every pair were counted, not the visible ones."""
     bytes_moved: int = 0

@@ -1,6 +1,6 @@
 """Formulas of what is done to each element or row: norms, activations, gates, dropout. `s` is bytes an element."""
 
-from benchbench.counters.op import Formula, Work
+from benchbench.counters.op import Formula, Work, half
 
 
 def layer_norm(rows: int, d: int, s: int, *, shift: bool = True) -> Formula:
@@ -88,12 +88,26 @@ def gelu_tanh(n: int, s: int) -> Formula:
 
 
 def add(n: int, s: int) -> Formula:
-    """x + f(x): one addition. Backward the gradients of the two branches meet: one addition."""
+    """x + f(x): one addition. Backward the gradients of the two branches meet: one addition.
+
+    Added positions cost the same: their gradient sums the batch, one addition an element.
+    """
     return Formula(
         "add",
         "elementwise",
         forward=Work(n, bytes_moved=3 * s * n),
         backward=Work(n, bytes_moved=3 * s * n),
+        scratch_bytes=s * n,
+        sizes={"n": n},
+    )
+
+
+def join(n: int, s: int) -> Formula:
+    """f + g, two branches joined: one addition. Backward both take dy as it is."""
+    return Formula(
+        "join",
+        "elementwise",
+        forward=Work(n, bytes_moved=3 * s * n),
         scratch_bytes=s * n,
         sizes={"n": n},
     )
@@ -143,26 +157,33 @@ def clamp(n: int, s: int) -> Formula:
     return _map("clamp", n, s, (0, 0), (0, 0))
 
 
-def dropout(n: int, s: int) -> Formula:
-    """x·mask/(1 - p): two products with a mask of bytes; backward the same two on dy. Nothing outside training."""
+def dropout(n: int, s: int, *, masked: int = 0) -> Formula:
+    """x·mask/(1 - p): two products with a mask of bytes; backward the same two on dy. Nothing outside training.
+
+    `masked` further elements, which nothing sees, are computed too.
+    """
     return Formula(
         "dropout",
         "elementwise",
-        forward=Work(2 * n, bytes_moved=(2 * s + 1) * n),
-        backward=Work(2 * n, bytes_moved=(2 * s + 1) * n),
+        forward=Work(2 * n, extra_flops=2 * masked, bytes_moved=(2 * s + 1) * n),
+        backward=Work(2 * n, extra_flops=2 * masked, bytes_moved=(2 * s + 1) * n),
         saved_bytes=n,
         scratch_bytes=s * n,
-        sizes={"n": n},
+        sizes={"n": n, "masked": masked},
     )
 
 
 def rotary_table(tokens: int, d_head: int) -> Formula:
-    """cos and sin of position·frequency for d_head/2 frequencies, in float32: a product and two functions each."""
-    n = tokens * (d_head // 2)
+    """cos and sin of position·frequency for d_head/2 frequencies, in float32: a product and two functions each.
+
+    The frequencies θ^(-2e/d_head) are computed anew in each pass: a division, a sign and a power each.
+    """
+    frequencies = d_head // 2
+    n = tokens * frequencies
     return Formula(
         "rotary_table",
         "elementwise",
-        forward=Work(3 * n, 2 * n, bytes_moved=8 * n),
+        forward=Work(3 * n, 2 * n, extra_flops=3 * frequencies, bytes_moved=8 * n),
         saved_bytes=8 * n,
         scratch_bytes=8 * n,
         sizes={"tokens": tokens, "d_head": d_head},
@@ -170,12 +191,15 @@ def rotary_table(tokens: int, d_head: int) -> Formula:
 
 
 def rotary(n: int, s: int) -> Formula:
-    """Pairs turned by their angle (2104.09864): 4 products and 2 sums a pair, 3 an element; backward turns back."""
+    """Pairs turned by their angle (2104.09864): 4 products and 2 sums a pair, 3 an element; backward turns back.
+
+    Autograd turns a difference back by a product, a sign and a sum, where a difference would do: one sign a pair.
+    """
     return Formula(
         "rotary",
         "elementwise",
         forward=Work(3 * n, bytes_moved=2 * s * n),
-        backward=Work(3 * n, bytes_moved=2 * s * n),
+        backward=Work(3 * n, extra_flops=half(n), bytes_moved=2 * s * n),
         scratch_bytes=s * n,
         sizes={"n": n},
     )

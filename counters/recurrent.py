@@ -20,13 +20,14 @@ def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int 
     dΔ = Σ ·A 2; dA = Σ ·Δ 2; d(Δ·u) = Σ dh·B 2; dB = Σ dh·(Δ·u) 2: 15. A channel: dΔ += d(Δ·u)·u 2,
     du = d(Δ·u)·Δ + D·dy 3, dD = Σ dy·u 2: 7.
 
-    `eager` keeps the decay and, twice, the state of every step. `chunked` keeps the inputs, Δ before its softplus, the
-    gate and one state a chunk, and computes the whole forward again in backward: 7 a state and 3 a channel, softplus 3
-    and the gate's SiLU 4.
-    A = -exp(A_log): 2 a parameter forward, 1 backward (dA·A).
+    `eager` keeps the decay and, twice, the state of every step. Its C·dy is a product of a column and a row, 2 a state;
+    the last step has no decay·dh to add: 2 a state of a sequence less. `chunked` keeps the inputs, Δ before its
+    softplus, the gate and one state a chunk, and computes the whole forward again in backward: 7 a state and 3 a
+    channel, softplus 3 and the gate's SiLU 4; its Σ ·A for dΔ is a product and a product with ones: 3 a state, not 2.
     """
     s, n = step.width, step.rows * channels
     states, parameters = n * n_state, channels * n_state
+    last = step.batch * parameters
     inputs = s * (2 * n + 2 * step.rows * n_state)
     eager = step.path == "eager"
     chunks = -(-step.new // SCAN_CHUNK)
@@ -35,21 +36,41 @@ def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int 
         "selective_scan",
         "scan",
         forward=Work(
-            7 * states + 3 * n + 2 * parameters,
-            states + parameters,
+            7 * states + 3 * n,
+            states,
             bytes_moved=inputs + s * n + 4 * (parameters + channels) + (16 * states if eager else 0),
         ),
         backward=Work(
-            15 * states + 7 * n + parameters,
-            extra_flops=0 if eager else 7 * states + 10 * n,
+            15 * states + 7 * n,
+            extra_flops=states - 2 * last if eager else 8 * states + 10 * n,
             bytes_moved=2 * inputs + s * n + 8 * (parameters + channels) + (24 * states if eager else 2 * kept),
         ),
-        params=parameters + channels,
+        params=channels,
         # The projection that reads u too keeps it. The gate's half holds on to the whole output of in_proj.
         saved_bytes=s * ((2 if eager else 3) * n + 2 * step.rows * n_state) + (12 * states if eager else kept),
         state_bytes=state_bytes,
         scratch_bytes=s * n + (12 * states if eager else 0),
-        sizes={"rows": step.rows, "channels": channels, "n_state": n_state, "single": int(step.new == 1)},
+        sizes={
+            "rows": step.rows,
+            "batch": step.batch,
+            "new": step.new,
+            "channels": channels,
+            "n_state": n_state,
+            "single": int(step.new == 1),
+        },
+    )
+
+
+def decay_rates(channels: int, n_state: int) -> Formula:
+    """A = -exp(A_log): 2 a parameter. Backward dA·A: 1; autograd takes the sign back on its own: 1."""
+    parameters = channels * n_state
+    return Formula(
+        "decay_rates",
+        "scan",
+        forward=Work(2 * parameters, parameters),
+        backward=Work(parameters, extra_flops=parameters),
+        params=parameters,
+        sizes={"channels": channels, "n_state": n_state},
     )
 
 
@@ -69,6 +90,14 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     Re(g/G²) 7, Re(g·G²) 3, the blend 4: 28.
 
     `chunked` starts each chunk of 16 tokens 24 early from zero: every recursion runs 1.5 further times a token.
+
+    `eager` divides d and s by d² + s², where one reciprocal and two products are 3: 8 a token, not 9. Autograd's
+    backward takes 22 a token: a quotient's two gradients 1 + 4 for p and for q, their sum 1, the squares' 2 + 2, the
+    sums at d and s 2 + 2, the sign of p₋ 1, the sums at p and q 2. At the first token the sign, and s, which is a
+    constant there (1 + 2 + 2), are missing, and at the last the two sums: 8 a sequence less.
+    `bk-compat`, one implementation, computes in complex numbers throughout: the diagonal 2, the division 11, the
+    modulus's bound 1 + 2 and its product 6: 13 a token more, and θ_N's offset 2 a sequence. Backward: square 6,
+    modulus 4, its bound 1 + 2, the product with it 6, g·G² 6, offset 2, g/G² 11, blend 3: 41.
     """
     tokens = step.rows
     forward, divisions, backward, recursion, back_recursion = {
@@ -78,19 +107,24 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     }[form]
     chunks = step.batch * -(-step.new // RESOLVENT_CHUNK)
     overlap = chunks * RESOLVENT_HALO if step.path == "chunked" else 0
+    extra, back_extra = overlap * recursion, overlap * back_recursion
+    if form == "bk-compat":
+        extra, back_extra = 13 * tokens + 2 * step.batch, 13 * tokens
+    elif step.path == "eager":
+        extra, back_extra = -tokens, 8 * (tokens - step.batch)
     saved = {"bk-causal": 8, "bk-exact": 24, "bk-compat": 8}[form] * tokens
     return Formula(
         "resolvent",
         "resolvent",
-        forward=Work(forward * tokens, divisions * tokens, overlap * recursion, bytes_moved=12 * tokens),
+        forward=Work(forward * tokens, divisions * tokens, extra, bytes_moved=12 * tokens),
         backward=Work(
             backward * tokens,
             2 * tokens if form == "bk-compat" else 0,
-            overlap * back_recursion,
+            back_extra,
             bytes_moved=12 * tokens + saved,
         ),
         saved_bytes=saved,
         state_bytes=state_bytes,
         scratch_bytes=8 * tokens + 8 * overlap,
-        sizes={"tokens": tokens},
+        sizes={"tokens": tokens, "batch": step.batch, "new": step.new},
     )

@@ -30,7 +30,9 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
         yield Placed("backbone", pointwise.add(n, s))
 
     yield layer("norm", pointwise.layer_norm(rows, d, s))
-    yield layer("norm", pointwise.fan_out(n, 3, s))
+    # Read by v_proj and the mixture, and there by router and experts.
+    yield layer("", pointwise.fan_out(n, 2, s))
+    yield layer("moe", pointwise.fan_out(n, 2, s))
     yield layer("v_proj", dense.linear(rows, d, 1, s))
     yield layer("v_proj", dense.bias(rows, 1, s))
     yield layer("", pointwise.clamp(rows, s))
@@ -51,6 +53,6 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
     yield from expert("moe.experts.down", spec.d_ff, d)
     yield layer("moe", routing.combine(rows, d, spec.top_k, s))
     yield layer("", pointwise.add(n, s))
-    yield layer("", pointwise.add(n, s))
+    yield layer("", pointwise.join(n, s))
 
     yield Placed("backbone.norm_f", pointwise.layer_norm(rows, d, s))

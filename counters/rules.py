@@ -4,11 +4,16 @@ A rule is named once, here. Where a tracer and the count agree there is no rule;
 fails the check.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
+from benchbench.case import Case
+from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
+from benchbench.counters.recurrent import RESOLVENT_CHUNK, RESOLVENT_HALO, SCAN_CHUNK
+from benchbench.specs.resnet_bk import ResNetBKSpec
 
-Witness = Literal["torch", "fvcore"]
+Witness = Literal["torch", "fvcore", "dispatch"]
 WITNESSES: tuple[Witness, ...] = get_args(Witness)
 
 ELEMENTWISE = "only matrix products and convolutions are counted; elementwise arithmetic is not"
@@ -16,6 +21,7 @@ SQUARE = "attention is the products of the full square, visible or not; scale an
 FUSED_ZERO = "fused attention on the CPU counts 0"
 FUSED_UNSUPPORTED = "fused attention is an unsupported operator and counts 0"
 DENSE_CONV = "the weight gradient of a depthwise convolution is counted as if it were dense"
+ONE_TOKEN = "the convolution of a single token is written as a product and a sum, and counts 0"
 CHUNKED_HEAD = "the chunked loss computes its logits again in backward"
 SCAN_READOUT = "of the scan, only products that are written as matrix products are counted"
 SCAN_SHAPES = "without numbers the chunked scan gives shapes only and counts 0"
@@ -24,20 +30,73 @@ MULTIPLY_ADD = "a multiply-add is 1"
 NORM_FIVE = "a layer norm is 5 an element"
 
 
+RMS_STEPS = "without a kernel torch differentiates an RMS norm step by step: 1 an element and 3 a row more"
+KEPT_SCALE = "dropout on the CPU keeps its mask divided by 1 - p: one product in backward"
+STEP_NUMBERS = "the optimizer keeps a step number for each tensor: one addition each"
+SHAPES = "without numbers a recursion over tokens gives shapes only and counts 0"
+SUM_OF_A = "the chunked scan sums dA over the tokens of a chunk once, at the end"
+LONE_ROWS = "on the CPU an expert that is given one row alone computes it twice"
+LANES = "the chunked resolvent runs whole chunks, short sequences as one, divides by the norm, and turns signs"
+
+
 class Seen(NamedTuple):
     """FLOPs a witness must report for one repetition of an operation, and the rules that make them differ from ours."""
 
     flops: int
     rules: tuple[str, ...] = ()
+    once: int = 0
+    """Further FLOPs, over all repetitions together."""
 
 
-def seen(op: Op, witness: Witness, device: str, path: str) -> Seen:
-    """What `witness` must report of `op`, run on `device` ('cpu', or 'meta', where tensors have no numbers)."""
-    return _by_torch(op, device, path) if witness == "torch" else _by_fvcore(op, device, path)
+class Setting(NamedTuple):
+    """What a witness looked at."""
+
+    witness: Witness
+    device: str
+    """'cpu', or 'meta', where tensors have no numbers."""
+    case: Case
+    tensors: int
+    """Parameter tensors of the model."""
+    lone_rows: Mapping[str, int]
+    """How often, over all layers, an expert's linear map of this path was given one row among other experts' rows."""
 
 
-def _by_torch(op: Op, device: str, path: str) -> Seen:
+def seen(op: Op, setting: Setting) -> Seen | None:
+    """What the witness must report of `op`; None if it does not look at its phase."""
+    if setting.witness == "dispatch":
+        found = _by_dispatch(op, setting)
+    elif op.phase == "optimizer" or (setting.witness == "fvcore" and op.phase == "backward"):
+        return None
+    else:
+        found = (_by_torch if setting.witness == "torch" else _by_fvcore)(op, setting)
+    if lone := setting.lone_rows.get(op.path):
+        return Seen(found.flops, (*found.rules, LONE_ROWS), lone * _lone_row(op, setting.witness))
+    return found
+
+
+def _lone_row(op: Op, witness: Witness) -> int:
+    """What one further row of an expert's linear map costs; backward also sums the two gradients of the input."""
+    size, backward = op.formula.sizes, op.phase == "backward"
+    if op.formula.name == "bias":
+        return size["d"] if witness == "dispatch" else 0
+    product = 2 * size["d_in"] * size["d_out"]
+    if witness == "fvcore":
+        return product // 2
+    return product * (1 + backward) + (2 * size["d_in"] if backward and witness == "dispatch" else 0)
+
+
+def absent(cost: Cost, witness: Witness, device: str) -> str | None:
+    """Why a witness cannot see a case, or None."""
+    if witness == "fvcore" and device == "meta" and any(op.kind == "conv" for op in cost.ops):
+        return "fvcore cannot trace a convolution of tensors without numbers"
+    if witness == "dispatch" and device == "meta" and cost.case.path == "flash":
+        return "without numbers torch takes fused attention apart, so that other operators run than on the path 'flash'"
+    return None
+
+
+def _by_torch(op: Op, setting: Setting) -> Seen:
     """torch.utils.flop_counter.FlopCounterMode: a table of formulas for matrix products, convolutions, attention."""
+    device, path = setting.device, setting.case.path
     size = op.formula.sizes
     backward = op.phase == "backward"
     match op.formula.name:
@@ -56,6 +115,8 @@ def _by_torch(op: Op, device: str, path: str) -> Seen:
             taps, channels = size["taps"], size["channels"]
             dense = 2 * size["rows"] * taps * channels * channels
             return Seen(op.flops // 2 + dense, (DENSE_CONV,))
+        case "depthwise_conv" if size["rows"] == setting.case.batch:
+            return Seen(0, (ONE_TOKEN,))
         case "depthwise_conv":
             return Seen(op.flops)
         case "selective_scan":
@@ -77,10 +138,61 @@ def _scan_by_torch(op: Op, device: str, path: str) -> Seen:
     return Seen(2 * products * states, (SCAN_READOUT,))
 
 
-def _by_fvcore(op: Op, device: str, path: str) -> Seen:
+def _by_dispatch(op: Op, setting: Setting) -> Seen:
+    """Our own prices of every operator that runs: what the count says the path executes."""
+    size, flops = op.formula.sizes, op.executed_flops
+    backward, shapes = op.phase == "backward", setting.device == "meta"
+    chunked = setting.case.path == "chunked"
+    match op.formula.name:
+        case "rms_norm" if backward:
+            return Seen(flops + size["rows"] * (size["d"] + 3), (RMS_STEPS,))
+        case "dropout" if backward:
+            return Seen(flops - size["n"] - size["masked"], (KEPT_SCALE,))
+        case "adam_step" | "adamw_step":
+            return Seen(flops + setting.tensors, (STEP_NUMBERS,))
+        case _ if shapes and chunked and op.path.endswith("mixer.scan") and setting.case.task != "decode":
+            return Seen(0, (SHAPES,))
+        case "selective_scan" if chunked and backward:
+            rows = size["batch"] * min(SCAN_CHUNK, size["new"])
+            return Seen(flops + rows * size["channels"] * size["n_state"], (SUM_OF_A,))
+        case "resolvent":
+            return _resolvent_by_dispatch(op, setting)
+        case _:
+            return Seen(flops)
+
+
+def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
+    """What models/resolvent.py computes. A step of a lane is 7 forward and 8 backward; eager's are op's own."""
+    size, spec = op.formula.sizes, setting.case.spec
+    assert isinstance(spec, ResNetBKSpec)
+    tokens, batch, new = size["tokens"], size["batch"], size["new"]
+    backward, chunked = op.phase == "backward", setting.case.path == "chunked"
+    two_sided = spec.form == "bk-exact"
+    meeting = 10 * tokens if two_sided else 0
+    if setting.device == "meta" and not (backward and spec.form == "bk-compat"):
+        if chunked or spec.form == "bk-compat":
+            return Seen(0, (SHAPES,))
+        # The shape is made of v twice, whose gradients add up.
+        return Seen(tokens if backward else meeting, (SHAPES,))
+    if spec.form == "bk-compat" or not chunked:
+        return Seen(op.executed_flops)
+    batch *= 1 + two_sided
+    alone = new <= RESOLVENT_CHUNK + RESOLVENT_HALO
+    steps = new * batch if alone else (RESOLVENT_CHUNK + RESOLVENT_HALO) * -(-new // RESOLVENT_CHUNK) * batch
+    if backward:
+        # L², the conjugate, the product with L², the sign.
+        return Seen(14 * tokens + 8 * steps, (LANES,))
+    # The diagonal, what comes before the first, every other sign.
+    return Seen(7 * steps + batch * (new + 2 + new // 2) + meeting, (LANES,))
+
+
+def _by_fvcore(op: Op, setting: Setting) -> Seen:
     """fvcore's FlopCountAnalysis of the forward: a table of handles for traced operators, multiply-adds as one."""
+    device, path = setting.device, setting.case.path
     size = op.formula.sizes
     match op.formula.name:
+        case "depthwise_conv" if size["rows"] == setting.case.batch:
+            return Seen(0, (ONE_TOKEN,))
         case "linear" | "head" | "depthwise_conv":
             return Seen(op.flops // 2, (MULTIPLY_ADD,))
         case "layer_norm":

@@ -1,37 +1,51 @@
 # pyright: standard
-"""Witnesses: what fvcore and torch's FLOP counter say of the real modules, beside the count.
+"""Witnesses: what three tracers say of the real modules, beside the count.
 
 A module is run for real on the CPU, or on the meta device, where tensors have shapes but no numbers, so that any model
 at any length is traced in no memory.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchbench.case import Case
 from benchbench.counters.cost import count
-from benchbench.counters.rules import Witness, seen
+from benchbench.counters.dispatch import Prices
+from benchbench.counters.places import ModulePaths, Place, starred
+from benchbench.counters.rules import Setting, Witness, absent, seen
 from benchbench.errors import UnsupportedError
-from benchbench.models import LanguageModel, build
+from benchbench.models import LanguageModel, State, build
+from benchbench.models.moe import GroupedLinear
 from benchbench.specs import ModelSpec
+from benchbench.tasks.train import OPTIMIZERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Place = tuple[str, str]
-"""A module path, `*` for the layer's number, and a phase."""
+
+@dataclass(frozen=True)
+class Trace:
+    """What a witness says of a case."""
+
+    flops: dict[Place, int]
+    blind: dict[str, int] = field(default_factory=dict)
+    """Operators that it says it cannot count, with how often they ran."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One place of the model: what we count there, what a witness must say of it, and what it says."""
+    """One place of the model: what we count there, what a witness must say of it, and what it says.
+
+    `counted` are the FLOPs that the path executes for the witness `dispatch`, and the model's for the others.
+    """
 
     path: str
     phase: str
@@ -87,99 +101,81 @@ def check_case(case: Case, witness: Witness = "torch", device: str = "meta") -> 
         UnsupportedError: The architecture cannot do this, or the witness cannot see it.
     """
     cost = count(case)
-    if witness == "fvcore" and device == "meta" and any(op.kind == "conv" for op in cost.ops):
-        raise UnsupportedError("fvcore cannot trace a convolution of tensors without numbers")
+    if reason := absent(cost, witness, device):
+        raise UnsupportedError(reason)
     model = _module(case.spec, case.path, case.dtype, device)
-    traced, blind = (_torch_flops if witness == "torch" else _fvcore_flops)(case, model, device)
-    forward_only = witness == "fvcore"
+    model.train(case.task == "train")
+    with lone_rows(model) as lone:
+        trace = TRACERS[witness](case, model, device)
+    parameters = list(model.parameters())
+    setting = Setting(witness, device, case, len(parameters), lone)
     counted: dict[Place, list[Any]] = defaultdict(lambda: [0, 0, set(), set()])
     for op in cost.ops:
-        if op.phase == "optimizer" or (forward_only and op.phase == "backward"):
+        if (expected := seen(op, setting)) is None:
             continue
-        expected = seen(op, witness, device, case.path)
         place = counted[op.path, op.phase]
-        place[0] += op.repeat * op.flops
-        place[1] += op.repeat * expected.flops
+        place[0] += op.repeat * (op.executed_flops if witness == "dispatch" else op.flops)
+        place[1] += op.repeat * expected.flops + expected.once
         place[2].add(op.kind)
         place[3].update(expected.rules)
     rows = tuple(
-        Row(path, phase, tuple(sorted(kinds)), flops, expected, traced.get((path, phase), 0), tuple(sorted(rules)))
+        Row(path, phase, tuple(sorted(kinds)), flops, expected, trace.flops.get((path, phase), 0), tuple(sorted(rules)))
         for (path, phase), (flops, expected, kinds, rules) in counted.items()
     )
-    unknown = tuple(Row(*place, (), 0, 0, flops, ()) for place, flops in traced.items() if place not in counted)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return CaseCheck(case, witness, device, rows + unknown, params, cost.params, blind)
+    unknown = tuple(Row(*place, (), 0, 0, flops, ()) for place, flops in trace.flops.items() if place not in counted)
+    params = sum(parameter.numel() for parameter in parameters)
+    return CaseCheck(case, witness, device, rows + unknown, params, cost.params, trace.blind)
 
 
-class ModulePaths:
-    """Which module the running operation belongs to, forward and backward.
+@contextmanager
+def lone_rows(model: LanguageModel) -> Iterator[Counter[str]]:
+    """While open, counts how often a grouped linear map doubles a row that is alone in its group."""
+    found: Counter[str] = Counter()
 
-    Forward, a stack kept by module hooks. Backward, every autograd node carries the sequence number it got when it was
-    made, and each module call made an interval of them: the innermost interval around the node's number is its module.
-    """
+    def see(module: nn.Module, args: Any) -> None:
+        x_RI, ends_E, lone = args
+        if not lone and not x_RI.is_meta:
+            ends = ends_E.tolist()
+            found[paths[module]] += [end - start for start, end in pairwise([0, *ends])].count(1)
 
-    def __init__(self, root: nn.Module) -> None:
-        self._names = {module: name for name, module in root.named_modules()}
-        self._stack: list[tuple[str, int]] = []
-        self._intervals: list[tuple[int, int, str]] = []
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> "ModulePaths":
-        self._handles = [
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    @property
-    def parents(self) -> set[Place]:
-        """The one place the running operation is charged to."""
-        node = torch._C._current_autograd_node()
-        if self._stack:
-            return {(starred(self._stack[-1][0]), "forward" if node is None else "backward")}
-        if node is None:
-            return {("", "forward")}
-        return {(starred(self._made_by(node._sequence_nr())), "backward")}
-
-    def _enter_module(self, module: nn.Module, _: Any) -> None:
-        if module in self._names:
-            self._stack.append((self._names[module], _sequence_number()))
-
-    def _leave_module(self, module: nn.Module, *_: Any) -> None:
-        if module in self._names:
-            name, start = self._stack.pop()
-            self._intervals.append((start, _sequence_number(), name))
-
-    def _made_by(self, number: int) -> str:
-        around = [interval for interval in self._intervals if interval[0] <= number < interval[1]]
-        return min(around, key=lambda interval: interval[1] - interval[0])[2] if around else ""
+    paths: dict[nn.Module, str] = {
+        module: starred(name) for name, module in model.named_modules() if isinstance(module, GroupedLinear)
+    }
+    handles = [module.register_forward_pre_hook(see) for module in paths]
+    yield found
+    for handle in handles:
+        handle.remove()
 
 
-def _sequence_number() -> int:
-    """The number that the next autograd node gets."""
-    return torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def starred(name: str) -> str:
-    """A module's path with `*` for the numbers in it."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def _torch_flops(case: Case, model: LanguageModel, device: str) -> tuple[dict[Place, int], dict[str, int]]:
+def _torch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
     counter = FlopCounterMode(display=False)
     # Torch's own tracker names no module in backward reliably: a module stays open while its siblings run.
     counter.mod_tracker = ModulePaths(model)  # pyright: ignore[reportAttributeAccessIssue]
     call = _call(case, model, device)
     with counter:
         call()
-    return {place: sum(flops.values()) for place, flops in counter.flop_counts.items()}, {}  # type: ignore[misc]
+    return Trace({place: sum(flops.values()) for place, flops in counter.flop_counts.items()})  # type: ignore[misc]
 
 
-def _fvcore_flops(case: Case, model: LanguageModel, device: str) -> tuple[dict[Place, int], dict[str, int]]:
+def _dispatch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
+    tokens_BN, state = _tokens(case, device), _state(case, model)
+    with ModulePaths(model) as paths, torch.set_grad_enabled(case.task == "train"), Prices(paths) as prices:
+        result = _forward(case, model, tokens_BN, state)
+        if case.task == "train":
+            model.zero_grad()
+            assert result.grad_fn is not None
+            prices.sums.watch(result.grad_fn)
+            result.backward()
+    if case.optimizer is not None:
+        # A rate of 0 leaves the weights alone. The second step is like every later one.
+        optimizer = OPTIMIZERS[case.optimizer](model.parameters(), lr=0.0)
+        optimizer.step()
+        with prices.updating():
+            optimizer.step()
+    return Trace(dict(prices.flops))
+
+
+def _fvcore_flops(case: Case, model: LanguageModel, device: str) -> Trace:
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import bmm_flop_jit
 
@@ -190,7 +186,14 @@ def _fvcore_flops(case: Case, model: LanguageModel, device: str) -> tuple[dict[P
     flops: dict[Place, int] = defaultdict(int)
     for name, own in _own_flops(analysis.by_module()):
         flops[starred(name.removeprefix("model").removeprefix(".")), "forward"] += own
-    return dict(flops), dict(analysis.unsupported_ops())
+    return Trace(dict(flops), dict(analysis.unsupported_ops()))
+
+
+TRACERS: dict[Witness, Callable[[Case, LanguageModel, str], Trace]] = {
+    "torch": _torch_flops,
+    "fvcore": _fvcore_flops,
+    "dispatch": _dispatch_flops,
+}
 
 
 def _own_flops(total: dict[str, int]) -> Iterator[tuple[str, int]]:
@@ -215,17 +218,23 @@ class _Traceable(nn.Module):
         self.model = model
 
     def forward(self, tokens_BN: Tensor) -> Tensor:
-        return _forward(self.case, self.model, tokens_BN)
+        return _forward(self.case, self.model, tokens_BN, _state(self.case, self.model))
 
 
-def _forward(case: Case, model: LanguageModel, tokens_BN: Tensor) -> Tensor:
+def _state(case: Case, model: LanguageModel) -> State | None:
+    """What the task continues from, and writes into."""
     if case.task == "train":
+        return None
+    state = model.new_state(case.batch, case.seq_len + (case.task == "decode"))
+    if case.task == "decode":
+        state.fill_random(case.seq_len)
+    return state
+
+
+def _forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | None) -> Tensor:
+    if state is None:
         return model.loss(tokens_BN, tokens_BN)
-    if case.task == "prefill":
-        return model.prefill(tokens_BN, model.new_state(case.batch, case.seq_len))
-    state = model.new_state(case.batch, case.seq_len + 1)
-    state.fill_random(case.seq_len)
-    return model.decode(tokens_BN[:, 0], state)
+    return model.decode(tokens_BN[:, 0], state) if case.task == "decode" else model.prefill(tokens_BN, state)
 
 
 def _call(case: Case, model: LanguageModel, device: str) -> Callable[[], None]:
@@ -233,7 +242,7 @@ def _call(case: Case, model: LanguageModel, device: str) -> Callable[[], None]:
 
     def call() -> None:
         with torch.set_grad_enabled(case.task == "train"):
-            result = _forward(case, model, tokens_BN)
+            result = _forward(case, model, tokens_BN, _state(case, model))
         if case.task == "train":
             model.zero_grad()
             result.backward()

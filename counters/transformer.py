@@ -44,7 +44,7 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         yield Placed("backbone.dropout", pointwise.dropout(n, s))
 
     yield layer("norm1", norm())
-    yield layer("norm1", pointwise.fan_out(n, 3, s))
+    yield layer("attn", pointwise.fan_out(n, 3, s))
     yield from linear("attn.q_proj", d, d)
     yield from linear("attn.k_proj", d, d_kv, saves_input=False)
     yield from linear("attn.v_proj", d, d_kv, saves_input=False)
@@ -53,14 +53,18 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
     kept = 2 * s * step.batch * step.capacity * d_kv
     yield layer("attn.core", dense.attention(step, spec.n_heads, spec.n_kv_heads, spec.d_head, state_bytes=kept))
     if step.training and spec.dropout:
-        yield layer("attn.core", pointwise.dropout(step.batch * spec.n_heads * step.pairs, s))
+        heads = step.batch * spec.n_heads
+        fused = step.path == "flash"
+        masked = 0 if fused else heads * (step.square_pairs - step.pairs)
+        at = "attn.core" if fused else "attn.core.dropout"
+        yield layer(at, pointwise.dropout(heads * step.pairs, s, masked=masked))
     yield from linear("attn.o_proj", d, d, saves_input=False)
     yield from dropout()
     yield layer("", pointwise.add(n, s))
 
     yield layer("norm2", norm())
     if spec.activation == "swiglu":
-        yield layer("norm2", pointwise.fan_out(n, 2, s))
+        yield layer("mlp", pointwise.fan_out(n, 2, s))
         yield from linear("mlp.gate_proj", d, spec.d_ff)
         yield from linear("mlp.up_proj", d, spec.d_ff, saves_input=False)
         yield layer("mlp.act", pointwise.silu(rows * spec.d_ff, s))

@@ -2,8 +2,9 @@
 
     dt = softplus(raw),  h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,  y_t = (C_t h_t + D u_t) silu(z_t)
 
-Shape suffixes: B batch, L tokens, D d_inner, N d_state, T tokens a chunk, E any. The chunked scan works time first and
-keeps the channels innermost, (T, B, N, D): one step is then one contiguous update. States are float32 or wider.
+Shape suffixes: B batch, L tokens, D d_inner, N d_state, T tokens a chunk, R = T·B rows, E any.
+The chunked scan works time first and keeps the channels innermost, (R, N, D): one step is then one contiguous update.
+States are float32 or wider.
 """
 
 from typing import Any, NamedTuple
@@ -87,8 +88,7 @@ def chunked_scan(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor]:
     """A chunk of tokens at a time in reused buffers; keeps its inputs and one state a chunk, recomputes the rest."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, h_BDN)):
         return _ChunkedScan.apply(*inputs, h_BDN)  # pyright: ignore[reportReturnType]
-    y_BLD, h_BDN, _ = _forward(inputs, h_BDN, keep=False)
-    return y_BLD, h_BDN
+    return _forward(inputs, h_BDN, keep=False)[:2]
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -113,31 +113,25 @@ def _forward(inputs: Inputs, h_BDN: Tensor, *, keep: bool) -> tuple[Tensor, Tens
     T = min(CHUNK, length)
     y_LBD = u_LBD.new_empty(u_LBD.shape)
     starts = u_LBD.new_empty(-(-length // T) if keep else 0, batch, *A_ND.shape)
-    h_TBND = u_LBD.new_empty(T + 1, batch, *A_ND.shape)
+    h_RND = u_LBD.new_empty((T + 1) * batch, *A_ND.shape)
     if _has_numbers(u_LBD):
-        decay_TBND = torch.empty_like(h_TBND[1:])
+        decay_RND = torch.empty_like(h_RND[batch:])
         dt_LBD = F.softplus(raw_LBD)
-        hs, decays = h_TBND.unbind(), decay_TBND.unbind()
-        hs[0].copy_(h_BDN.mT)
-        pieces = zip(
-            dt_LBD[:, :, None].split(T),
-            (dt_LBD * u_LBD)[:, :, None].split(T),
-            B_LBN[..., None].split(T),
-            _rows(C_LBN, T),
-            _rows(y_LBD, T),
-            strict=True,
-        )
-        for i, (dt, dtu, B, C_rows, y_rows) in enumerate(pieces):
-            n = len(dt)
+        h_RND[:batch] = h_BDN.mT
+        hs, decays = h_RND.split(batch), decay_RND.split(batch)
+        rows = zip(*(_rows(x, T) for x in (dt_LBD, dt_LBD * u_LBD, B_LBN, C_LBN, y_LBD)), strict=True)
+        for i, (dt, dtu, B, C, y) in enumerate(rows):
+            R = len(dt)
+            n, h, decay = R // batch, h_RND[batch : batch + R], decay_RND[:R]
             if keep:
                 starts[i] = hs[0]
-            torch.mul(dt, A_ND, out=decay_TBND[:n]).exp_()
-            torch.mul(dtu, B, out=h_TBND[1 : n + 1])
+            torch.mul(dt, A_ND, out=decay).exp_()
+            torch.mul(dtu, B.mT, out=h)
             _accumulate(hs[1 : n + 1], decays[:n], hs[:n])
-            torch.bmm(C_rows, h_TBND[1 : n + 1].flatten(0, 1), out=y_rows)
+            torch.bmm(C, h, out=y)
             hs[0].copy_(hs[n])
         y_LBD.addcmul_(u_LBD, inputs.D).mul_(F.silu(z_LBD))
-    return y_LBD.transpose(0, 1).to(inputs.u.dtype), h_TBND[0].mT.clone(), starts
+    return y_LBD.transpose(0, 1).to(inputs.u.dtype), h_RND[:batch].mT.clone(), starts
 
 
 def _backward(inputs: Inputs, starts: Tensor, dout_BLD: Tensor | None, dh_BDN: Tensor | None) -> tuple[Tensor, ...]:
@@ -159,51 +153,42 @@ def _backward(inputs: Inputs, starts: Tensor, dout_BLD: Tensor | None, dh_BDN: T
     dy_LBD = dout_LBD * F.silu(z_LBD)
     y_LBD, ddt_LBD, ddtu_LBD = (u_LBD.new_empty(u_LBD.shape) for _ in range(3))
     dB_LBN, dC_LBN = (B_LBN.new_empty(B_LBN.shape) for _ in range(2))
-    h_TBND = u_LBD.new_empty(T + 1, batch, *A_ND.shape)
-    decay_TBND, g_TBND = torch.empty_like(h_TBND[1:]), torch.empty_like(h_TBND[1:])
-    dA_TBND = torch.zeros_like(g_TBND)
-    carry_BND = torch.zeros_like(starts[0])
-    if dh_BDN is not None:
-        carry_BND.copy_(dh_BDN.mT)
-    ones = A_ND.new_ones(T * batch, 1, len(A_ND))
-    hs, decays, gs = h_TBND.unbind(), decay_TBND.unbind(), g_TBND.unbind()
-    by_token = (dt_LBD[:, :, None], dtu_LBD[:, :, None], dy_LBD[:, :, None], B_LBN[..., None], C_LBN[..., None])
-    by_row = (dtu_LBD, dy_LBD, B_LBN, C_LBN, y_LBD, ddt_LBD, ddtu_LBD, dB_LBN, dC_LBN)
-    pieces = zip(
-        starts,
-        zip(*(tensor.split(T) for tensor in by_token), strict=True),
-        zip(*(_rows(tensor, T) for tensor in by_row), strict=True),
-        strict=True,
-    )
-    for start, (dt, dtu, dy, B, C), (dtu_row, dy_row, B_row, C_row, y, ddt, ddtu, dB, dC) in reversed(list(pieces)):
-        n = len(dt)
-        h, decay, g, w = h_TBND[1 : n + 1], decay_TBND[:n], g_TBND[:n], h_TBND[:n]
-        hs[0].copy_(start)
+    h_RND = u_LBD.new_empty((T + 1) * batch, *A_ND.shape)
+    decay_RND, g_RND = torch.empty_like(h_RND[batch:]), torch.empty_like(h_RND[batch:])
+    dA_RND = torch.zeros_like(g_RND)
+    carry_BND = torch.zeros_like(starts[0]) if dh_BDN is None else dh_BDN.mT.to(wide).contiguous()
+    ones_R1N = A_ND.new_ones(T * batch, 1, len(A_ND))
+    hs, decays, gs = h_RND.split(batch), decay_RND.split(batch), g_RND.split(batch)
+    by_row = (dt_LBD, dtu_LBD, dy_LBD, B_LBN, C_LBN, y_LBD, ddt_LBD, ddtu_LBD, dB_LBN, dC_LBN)
+    rows = zip(starts, *(_rows(tensor, T) for tensor in by_row), strict=True)
+    for start_BND, dt, dtu, dy, B, C, y, ddt, ddtu, dB, dC in reversed(list(rows)):
+        R = len(dt)
+        n, h, decay, g, w = R // batch, h_RND[batch : batch + R], decay_RND[:R], g_RND[:R], h_RND[:R]
+        hs[0].copy_(start_BND)
         torch.mul(dt, A_ND, out=decay).exp_()
-        torch.mul(dtu, B, out=h)
+        torch.mul(dtu, B.mT, out=h)
         _accumulate(hs[1 : n + 1], decays[:n], hs[:n])
-        torch.mul(dy, C, out=g)
+        torch.bmm(C, h, out=y)
+        torch.bmm(dy, h.mT, out=dC)
+        torch.mul(dy, C.mT, out=g)
         gs[n - 1].add_(carry_BND)
         _accumulate(gs[: n - 1][::-1], decays[1:n][::-1], gs[1:n][::-1])
         torch.mul(decays[0], gs[0], out=carry_BND)
-        torch.bmm(C_row, h.flatten(0, 1), out=y)
-        torch.bmm(dy_row, h.flatten(0, 1).mT, out=dC)
-        torch.bmm(dtu_row, g.flatten(0, 1).mT, out=dB)
-        torch.bmm(B_row, g.flatten(0, 1), out=ddtu)
+        torch.bmm(dtu, g.mT, out=dB)
+        torch.bmm(B, g, out=ddtu)
         w.mul_(g).mul_(decay)
-        dA_TBND[:n].addcmul_(w, dt)
-        torch.bmm(ones[: n * batch], w.mul_(A_ND).flatten(0, 1), out=ddt)
-    y_LBD.addcmul_(u_LBD, inputs.D)
+        dA_RND[:R].addcmul_(w, dt)
+        torch.bmm(ones_R1N[:R], w.mul_(A_ND), out=ddt)
     draw_LBD = ddt_LBD.addcmul_(ddtu_LBD, u_LBD).mul_(torch.sigmoid(raw_LBD))
-    dz_LBD = torch.ops.aten.silu_backward(y_LBD.mul_(dout_LBD), z_LBD)
+    dz_LBD = torch.ops.aten.silu_backward(y_LBD.addcmul_(u_LBD, inputs.D).mul_(dout_LBD), z_LBD)
     dD_D = (dy_LBD * u_LBD).sum((0, 1))
     du_LBD = ddtu_LBD.mul_(dt_LBD).addcmul_(dy_LBD, inputs.D)
-    grads = (*(x.transpose(0, 1) for x in (du_LBD, draw_LBD, dz_LBD, dB_LBN, dC_LBN)), dA_TBND.sum((0, 1)).T, dD_D)
+    grads = (*(x.transpose(0, 1) for x in (du_LBD, draw_LBD, dz_LBD, dB_LBN, dC_LBN)), dA_RND.sum(0).T, dD_D)
     return (*(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)), carry_BND.mT)
 
 
 def _rows(x_LBE: Tensor, T: int) -> tuple[Tensor, ...]:
-    """Each chunk's (T·B, 1, E), one row a token and sequence: the left side of a batched product, or its result."""
+    """Each chunk's (R, 1, E): one row for each of its tokens and sequences, a left side of a batched product."""
     return x_LBE.flatten(0, 1)[:, None].split(T * x_LBE.shape[1])
 
 

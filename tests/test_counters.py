@@ -44,13 +44,25 @@ def test_attention_in_training_by_hand() -> None:
     assert counted.flops_by_kind["attention"] == 3 * 8 * 21 * (13 + 4 * 4 + 5)
     # The head sees all 12 rows now; backward is twice the forward.
     assert counted.flops_by_kind["matmul"] == 3 * (3 * 12 * 2 * 432 + 2 * 12 * 8 * 32)
-    # Flash computes the scores again: 2·2 + 3 a pair. Each norm rebuilds its normalised input: 1 an element.
-    assert counted.executed_flops - counted.flops == 3 * 8 * 21 * 7 + 7 * 96
+    # Flash computes the scores again: 2·2 + 3 a pair. Each norm rebuilds its normalised input: 1 an element. Turning
+    # back takes a sign a pair of numbers; one rotary frequency takes 3.
+    again = 3 * 8 * 21 * 7 + 7 * 96 + 3 * (12 * 12 // 2) + 3
+    assert counted.executed_flops - counted.flops == again + logarithms(12, 32)
+
+
+def logarithms(rows: int, vocab_size: int) -> int:
+    """What torch's loss runs beyond the formula: all log-probabilities, and a gradient that takes any dy.
+
+    Forward all V are subtracted their logarithm, 1 each, where the target's is 1 a row; backward Σ dy and its
+    subtraction, 2 each. The mean divides once forward and once backward.
+    """
+    return (rows * vocab_size - rows + 1) + (2 * rows * vocab_size + 1)
 
 
 def test_eager_attention_executes_the_full_square() -> None:
     counted = count(Case.of(TRANSFORMER, task="prefill", seq_len=6, batch=2, path="eager")).counted
-    assert counted.executed_flops == counted.full_square_flops
+    # It scales the queries, 12·8 in each of 3 layers, and not the scores, 36 in each of 8 heads.
+    assert counted.executed_flops == counted.full_square_flops - 3 * 8 * 36 + 3 * 12 * 8 + 3
 
 
 def test_decoding_sees_the_context_and_itself() -> None:
@@ -79,8 +91,10 @@ def test_a_mamba_in_training_by_hand() -> None:
     states, channels, parameters = 12 * 32 * 5, 12 * 32, 32 * 5
     assert counted.flops_by_kind["scan"] == 3 * ((7 + 15) * states + (3 + 7) * channels + (2 + 1) * parameters)
     assert counted.flops_by_kind["conv"] == 3 * 3 * (12 * 32 * 4 * 2)
-    # The chunked path runs its forward again: 7 a state, 3 a channel, softplus 3, SiLU 4; norms rebuild their input.
-    assert counted.executed_flops - counted.flops == 3 * (7 * states + 10 * channels) + 4 * 12 * 16
+    # The chunked path runs its forward again: 7 a state, 3 a channel, softplus 3, SiLU 4. Σ ·A is 3 a state and not 2.
+    # A's sign goes back on its own. Norms rebuild their input.
+    again = 3 * (8 * states + 10 * channels + parameters) + 4 * 12 * 16
+    assert counted.executed_flops - counted.flops == again + logarithms(12, 32)
 
 
 def test_a_resnet_bk_by_hand() -> None:
@@ -156,7 +170,9 @@ def test_a_chunked_loss_executes_its_logits_again() -> None:
     again = {op.formula.name: op.work.extra_flops for op in cost.ops if op.phase == "backward"}
     weights = 50280 * 768
     assert again["head"] == 2 * 4096 * weights + weights
-    assert again["cross_entropy"] == 3 * 4096 * 50280 + 3 * 4096
+    # Log-probabilities: subtract the maximum, exp, sum, subtract the logarithm; a row: the logarithm, the sum. And 2 an
+    # element for a gradient that takes any dy, 1 for the mean.
+    assert again["cross_entropy"] == (4 * 4096 * 50280 + 2 * 4096) + 2 * 4096 * 50280 + 1
     assert cost.counted.memory.logits == 3 * 4 * 2048 * 50280
 
 

@@ -22,6 +22,13 @@ REAL_PARAMS = 1_000_000
 """Models up to this size run for real, with numbers; larger ones on the meta device, as shapes."""
 
 
+HELP = """Line up the count with what three witnesses say of the real modules.
+
+torch's FLOP counter and fvcore count products; `dispatch` prices every operator that torch runs, and is held against
+the FLOPs that the path executes.
+"""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A case under a witness: its check, or why there is none."""
@@ -39,7 +46,7 @@ class Outcome:
         return "agrees" if self.check.passed else "DIFFERS"
 
 
-@click.command(help="Line up the count with what fvcore and torch's FLOP counter say of the real modules.")
+@click.command(help=HELP)
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Only this model (repeatable). Default: all.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only this task (repeatable).")
 @click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes.")
@@ -165,7 +172,7 @@ def cases_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def seen_flops(one: Outcome) -> int | None:
-    """What we count at the places that the witness looked at."""
+    """What we count at the places that the witness looked at: executed FLOPs for `dispatch`, the model's otherwise."""
     return sum(row.counted for row in one.check.rows) if one.check else None
 
 

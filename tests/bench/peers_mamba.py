@@ -1,6 +1,6 @@
 """Our Mamba paths beside the public pure-PyTorch ones: same weights, two threads, interleaved in one process.
 
-    python tests/bench/peers_mamba.py [--tuned] [--lengths 1024,4096] [--mambapy-path DIR]
+    python tests/bench/peers_mamba.py [--tuned] [--lengths 1024,4096] [--mambapy-path DIR] [--cpu-time]
 
 Prints one Markdown table: tokens per second (best of the rounds), the ratio to the fastest peer, bytes saved for
 backward, and the error against float64. `no scan` is our model with the scan replaced by one addition: what is left
@@ -8,7 +8,8 @@ when the scan costs nothing. Peers are checked to agree in logits before anythin
 not trained: each of their steps differentiates a slice by a full-size zero tensor, so that training is quadratic.
 
 `--tuned` sets glibc's malloc thresholds to 16 GiB and starts again: large tensors then stay mapped between calls,
-which speeds up the peers more than us. `--mambapy-path` is a folder with the package `mambapy`, if not installed.
+which speeds up the peers more than us. `--cpu-time` counts seconds of one thread's work instead of the clock on the
+wall, for a machine that others use as well. `--mambapy-path` is a folder with the package `mambapy`, if not installed.
 """
 
 import argparse
@@ -165,15 +166,21 @@ def forward_backward(contender: Contender, tokens: Tensor) -> None:
     contender.module.zero_grad()
 
 
-def speeds(runs: list[Contender], work: Callable[[Contender, Tensor], None], length: int, rounds: int) -> dict:
+def speeds(
+    runs: list[Contender],
+    work: Callable[[Contender, Tensor], None],
+    length: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, float]:
     """Tokens per second of each, best of `rounds` in which all take turns; the first round warms up."""
     tokens = tokens_of(length)
     best: dict[str, float] = {}
     for i in range(rounds + 1):
         for contender in runs:
-            began = time.perf_counter()
+            began = clock()
             work(contender, tokens)
-            speed = length / (time.perf_counter() - began)
+            speed = length / (clock() - began)
             if i:
                 best[contender.name] = max(best.get(contender.name, 0.0), speed)
     return best
@@ -185,20 +192,22 @@ def main() -> None:
     parser.add_argument("--lengths", default="1024,4096")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--mambapy-path", type=Path)
     given = parser.parse_args()
     if given.tuned and any(name not in os.environ for name in MALLOC):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
     if given.mambapy_path:
         sys.path.append(str(given.mambapy_path))
-    torch.set_num_threads(given.threads)
+    threads, clock = (1, time.process_time) if given.cpu_time else (given.threads, time.perf_counter)
+    torch.set_num_threads(threads)
     runs = contenders()
     wrong, kept = errors(runs), {c.name: saved_bytes(c) for c in runs}
     columns: dict[str, dict[str, float]] = {}
     for length in (int(text) for text in given.lengths.split(",")):
-        columns[f"fwd {length}"] = speeds(runs, forward, length, given.rounds)
+        columns[f"fwd {length}"] = speeds(runs, forward, length, given.rounds, clock)
         trained = [c for c in runs if c.trains]
-        columns[f"f+b {length}"] = speeds(trained, forward_backward, length, given.rounds)
+        columns[f"f+b {length}"] = speeds(trained, forward_backward, length, given.rounds, clock)
     rows: list[list[str]] = []
     for c in runs:
         cells = [f"{column[c.name]:,.0f}" if c.name in column else "–" for column in columns.values()]
@@ -211,7 +220,8 @@ def main() -> None:
             top = max((column[n] for n in over if n in column), default=None) if over else column["chunked"]
             cells.append(f"{column['chunked' if over else 'no scan'] / top:.2f}×" if top else "–")
         rows.append([label, *cells, "", ""])
-    print(f"{torch.__version__}, {given.threads} threads, malloc {'tuned' if given.tuned else 'stock'}; tokens/s\n")
+    setting = f"{threads} threads, malloc {'tuned' if given.tuned else 'stock'}"
+    print(f"torch {torch.__version__}, {setting}; tokens per {'CPU-second' if given.cpu_time else 'second'}\n")
     print(tabulate(rows, ["", *columns, "saved B/token/layer", "error"], tablefmt="github", stralign="right"))
 
 
