@@ -46,13 +46,16 @@ def describe(device: str | torch.device) -> dict[str, Any]:
 
 
 def git(root: Path) -> dict[str, Any] | None:
-    """Commit, branch (None where detached) and dirtiness of the checkout at `root`; None if it is not one."""
+    """Commit, branch (None where detached) and dirtiness of the checkout at `root`; None if it is not one, or has no commit."""
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return None
+    sha = _output("git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD")
+    if sha is None:
+        return None
     branch = _output("git", "-C", str(root), "rev-parse", "--abbrev-ref", "HEAD")
     return {
-        "sha": _output("git", "-C", str(root), "rev-parse", "HEAD"),
+        "sha": sha,
         "branch": None if branch == "HEAD" else branch,
         "dirty": bool(_output("git", "-C", str(root), "status", "--porcelain")),
     }
