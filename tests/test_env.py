@@ -97,11 +97,11 @@ def test_a_detached_checkout_has_no_branch(checkout: Path):
 def test_a_folder_inside_somebody_elses_checkout_is_not_ours(checkout: Path, tmp_path_factory: pytest.TempPathFactory):
     assert env.git(checkout / "folder") is None
 
+    assert env.git(tmp_path_factory.mktemp("plain")) is None
 
 def test_a_checkout_without_a_commit_has_no_identity(tmp_path: Path) -> None:
     subprocess.run(["git", "init", tmp_path], check=True, capture_output=True)
     assert env.git(tmp_path) is None
-    assert env.git(tmp_path_factory.mktemp("plain")) is None
 
 
 @pytest.mark.gpu
