@@ -71,9 +71,16 @@ GROUPS = (
     ),
     Group("running", "plan launch progress job runner", uses="values suites counters", others="psutil rich"),
     Group(
+        "claims",
+        "claims claims.*",
+        uses="values counters tables",
+        lazily="symbolic",
+        others="pydantic",
+    ),
+    Group(
         "commands",
         "commands commands.*",
-        uses="values suites counters tables running",
+        uses="values suites counters tables running claims",
         lazily="symbolic trace",
         others="click",
         others_lazily="rich",
