@@ -49,7 +49,8 @@ def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int 
         # The projection that reads u too keeps it. The gate's half holds on to the whole output of in_proj.
         saved_bytes=s * ((2 if eager else 3) * n + 2 * step.rows * n_state) + (12 * states if eager else kept),
         state_bytes=state_bytes,
-        scratch_bytes=s * n + (12 * states if eager else 0),
+        # The chunked scan runs beside the whole output of in_proj, u, Δ before its softplus, Δ·u, and its own output.
+        scratch_bytes=s * n + 12 * states if eager else 6 * s * n,
         sizes={
             "rows": step.rows,
             "batch": step.batch,

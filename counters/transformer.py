@@ -58,7 +58,8 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         masked = 0 if fused else heads * (step.square_pairs - step.pairs)
         at = "attn.core" if fused else "attn.core.dropout"
         yield layer(at, pointwise.dropout(heads * step.pairs, s, masked=masked))
-    yield from linear("attn.o_proj", d, d, saves_input=False)
+    # Its input is the heads side by side again, a copy.
+    yield from linear("attn.o_proj", d, d)
     yield from dropout()
     yield layer("", pointwise.add(n, s))
 
