@@ -33,9 +33,12 @@ class State(ABC):
 
     @torch.no_grad()
     def fill_random(self, length: int) -> None:
-        """Stands for `length` tokens already read: what a decoding step costs does not depend on their values."""
+        """Stands for `length` tokens already read: what a decoding step costs does not depend on their values.
+
+        One random row is repeated: drawing every number of a long cache would take longer than measuring with it.
+        """
         for tensor in self.tensors():
-            tensor.normal_(0, 0.1)
+            tensor.copy_(tensor.new_empty(tensor.shape[-1]).normal_(0, 0.1))
         self.length = length
 
 
