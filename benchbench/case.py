@@ -61,7 +61,10 @@ class Case(Value, frozen=True):
         if (self.optimizer is None) == (self.task == "train"):
             raise ValueError("an optimizer belongs to the task 'train', and only there")
         if self.task == "train" and self.seq_len == 1:
-            raise ValueError("training needs seq_len of 2 or more: one token alone has no next token")
+            raise ValueError(
+                "training needs seq_len of 2 or more: one token alone has no next token\n"
+                "Give a longer seq_len, or another task."
+            )
         return self
 
     @property
@@ -80,7 +83,7 @@ class Case(Value, frozen=True):
     def require_supported(self) -> None:
         """Raises `UnsupportedError` with the reason if the architecture cannot do this."""
         if reason := self.unsupported():
-            raise UnsupportedError(reason)
+            raise UnsupportedError(reason, "Another model, task or seq_len can do it. See: benchbench list models")
 
     def unsupported(self) -> str | None:
         """Why the architecture cannot do this, or None: an answer about the model, not about the machine."""

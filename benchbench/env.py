@@ -46,7 +46,7 @@ def describe(device: str | torch.device) -> dict[str, Any]:
 
 
 def git(root: Path) -> dict[str, Any] | None:
-    """Commit, branch (None where detached) and dirtiness of the checkout at `root`; None if it is not one, or has no commit."""
+    """Commit, branch (None where detached) and dirtiness of the checkout at `root`; None without one or a commit."""
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return None

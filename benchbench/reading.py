@@ -78,8 +78,9 @@ def _complaint(error: ErrorDetails, keys: list[str], where: str, what: str) -> B
     if error["type"] == "missing":
         return BenchError(f"{where}: {what or 'this'} needs '{key}'.", f"Keys: {', '.join(keys)}.")
     if error["type"] == "value_error":
-        reason = error["msg"].removeprefix("Value error, ")
-        return BenchError(f"{where}: {f'{key}: ' if key else ''}{reason}")
+        # A validator may say what to do in a second line.
+        reason, _, hint = error["msg"].removeprefix("Value error, ").partition("\n")
+        return BenchError(f"{where}: {f'{key}: ' if key else ''}{reason}", hint)
     return BenchError(f"{where}: {key} = {written(error['input'])}: expected {expected(error)}.")
 
 

@@ -99,6 +99,7 @@ def test_a_folder_inside_somebody_elses_checkout_is_not_ours(checkout: Path, tmp
 
     assert env.git(tmp_path_factory.mktemp("plain")) is None
 
+
 def test_a_checkout_without_a_commit_has_no_identity(tmp_path: Path) -> None:
     subprocess.run(["git", "init", tmp_path], check=True, capture_output=True)
     assert env.git(tmp_path) is None

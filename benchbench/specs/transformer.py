@@ -35,7 +35,11 @@ class TransformerSpec(ModelSpec, frozen=True):
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+            near = max(1, round(self.d_model / self.n_heads)) * self.n_heads
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}\n"
+                f"With {self.n_heads} heads d_model could be {near}."
+            )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}")
         if self.positions == "rotary" and self.d_head % 2:
