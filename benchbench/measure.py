@@ -82,7 +82,7 @@ class Bench:
         try:
             self._run(request, result)
         except UnsupportedError as error:
-            result.fail("unsupported", str(error))
+            result.fail("unsupported", error.message)
         except CaseError as error:
             result.fail("error", str(error))
         except Exception as error:
@@ -213,7 +213,7 @@ def trace(case: Case, result: Result) -> None:
     try:
         found = check_case(case, witness="torch")
     except UnsupportedError as error:
-        result.check(reason=f"not traced: {error}")
+        result.check(reason=f"not traced: {error.message}")
         return
     result.check(
         params=found.params if result.checked.params is None else result.checked.params,
