@@ -42,7 +42,8 @@ seq_len = 64
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty working folder with mine.toml, and the fake worker in place of the real one."""
+    """An empty working folder with mine.toml, and the fake worker, which plays a CPU, in place of the real one."""
+    monkeypatch.setattr(run_verb, "default_device", lambda: "cpu")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text(SUITE)
     (tmp_path / "script.json").write_text("{}")
