@@ -1,0 +1,64 @@
+"""The README is true: its numbers are the committed results', its files exist, its commands parse."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from benchbench.__main__ import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+RESULT = re.search(r"\]\((results/[\w./-]+\.md)\)", README)
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """Every pipe table as rows of cells by header."""
+    found: list[list[dict[str, str]]] = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in block.splitlines()]
+        found.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
+    return found
+
+
+def test_the_table_is_the_results() -> None:
+    assert RESULT
+    section = (ROOT / RESULT[1]).read_text("utf-8").split("## prefill")[1].split("\n## ")[0]
+    known = {(row["N"], row["model"]): row for row in tables(section)[0]}
+    shown = next(table for table in tables(README) if "N" in table[0])
+    assert len(shown) >= 9
+    for row in shown:
+        assert row.items() <= known[row["N"], row["model"]].items()
+
+
+def test_every_sentence_quoted_from_the_results_is_theirs() -> None:
+    assert RESULT
+    published = (ROOT / RESULT[1]).read_text("utf-8")
+    quoted = re.findall(r"^> (.+)$", README, re.MULTILINE)
+    assert quoted
+    for sentence in quoted:
+        assert f"- {sentence}\n" in published
+
+
+def test_every_linked_file_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+COMMANDS = [line.split("#")[0] for line in re.findall(r"^benchbench .+$", README, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_parses(line: str) -> None:
+    verb, *arguments = shlex.split(line)[1:]
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    if any(argument.isupper() for argument in arguments) or "DEVICE" in line:
+        return  # stands for a name of the reader's
+    command.make_context(verb, arguments)
+    assert CliRunner().invoke(cli, [verb, "--help"]).exit_code == 0
