@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchbench import cost_tables, counters, table
-from benchbench.case import Case
+from benchbench.case import Case, completed
 from benchbench.reading import read
 from benchbench.record import Memory
 from benchbench.specs import ModelSpec, preset
@@ -86,9 +86,7 @@ def count(model: str | ModelSpec, task: str = "prefill", **sizes: Any) -> Cost:
         BenchError: A name does not exist, a value is of the wrong type or range, or the model cannot do this.
     """
     spec = preset(model) if isinstance(model, str) else model
-    training = {"optimizer": "adamw"} if task == "train" else {}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    case = read(Case, {"path": spec.paths[0], **training, **given, "spec": spec, "task": task}, spec.name)
+    case = read(Case, completed(spec, {**sizes, "task": task}), spec.name)
     cost = counters.count(case)
     return Cost(cost.case, cost.step, cost.placed)
 

@@ -1,5 +1,6 @@
 """One cell of the comparison: an architecture, what is done with it, and at what size."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
@@ -25,6 +26,15 @@ def loss_chunk_rows(rows: int, vocab_size: int) -> int:
     return rows if rows <= most else 1 << (most.bit_length() - 1)
 
 
+def completed(spec: ModelSpec, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a case is read from: the sizes given, the family's default path, and AdamW where it trains."""
+    given = {key: value for key, value in sizes.items() if value is not None}
+    given.setdefault("path", spec.paths[0])
+    if given.get("task") == "train":
+        given.setdefault("optimizer", "adamw")
+    return {**given, "spec": spec}
+
+
 class Case(Value, frozen=True):
     """ModelSpec x task x size, fully resolved: equal cases cost the same.
 
@@ -43,11 +53,7 @@ class Case(Value, frozen=True):
     @classmethod
     def of(cls, spec: ModelSpec, **sizes: Any) -> Self:
         """A case with the family's default path, and AdamW where it trains, unless they are given."""
-        given = {key: value for key, value in sizes.items() if value is not None}
-        given.setdefault("path", spec.paths[0])
-        if given.get("task") == "train":
-            given.setdefault("optimizer", "adamw")
-        return cls(spec=spec, **given)
+        return cls(**completed(spec, sizes))
 
     @field_validator("spec", mode="before")
     @classmethod

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from benchbench.case import Case, Optimizer, Task
+from benchbench.case import Case, Optimizer, Task, completed
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import keys_of, read, unknown_key, written
 from benchbench.record import Protocol
@@ -241,11 +241,11 @@ class _Parser:
             "seq_len": seq_len,
             "batch": batch,
             "dtype": table.dtype,
-            "path": table.path or spec.paths[0],
-            "optimizer": table.optimizer or ("adamw" if table.task == "train" else None),
+            "path": table.path,
+            "optimizer": table.optimizer,
             "seed": table.seed,
         }
-        return read(Case, {"spec": spec, **given}, lambda loc: self.where("cases", index, *loc))
+        return read(Case, completed(spec, given), lambda loc: self.where("cases", index, *loc))
 
     def for_device(self, value: Any, *path: str | int) -> Any:
         """`value`, or its entry for the device where it is a table by device."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from benchbench.case import Case, Dtype, Optimizer, Task
+from benchbench.case import Case, Dtype, Optimizer, Task, completed
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import keys_of, read, unknown_key
 from benchbench.specs import ModelSpec, families, presets
@@ -273,11 +273,9 @@ class _Parser:
         if name not in known:
             raise self._at(unknown("model", name, known), "claims", index, *inside, "model")
         spec = known[name]
-        sizes = {"task": "prefill", "seq_len": 1, "path": spec.paths[0], **given, "spec": spec}
+        sizes = {"task": "prefill", "seq_len": 1, **given}
         del sizes["model"]
-        if sizes["task"] == "train":
-            sizes.setdefault("optimizer", "adamw")
-        case = read(Case, sizes, lambda loc: self.where("claims", index, *inside, *loc))
+        case = read(Case, completed(spec, sizes), lambda loc: self.where("claims", index, *inside, *loc))
         if reason := case.unsupported():
             raise BenchError(f"{self.where('claims', index, *inside)}: {reason}.")
         return case

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from benchbench.case import TASKS, Case
+from benchbench.case import TASKS, Case, completed
 from benchbench.errors import BenchError
 from benchbench.reading import read
 from benchbench.specs import ModelSpec, preset
@@ -44,11 +44,7 @@ def case_of(*, model: str | None, changes: Sequence[str] = (), **sizes: Any) -> 
     if model is None:
         raise BenchError("no model is named.", "Pass --model NAME. See: benchbench list models")
     spec = changed(preset(model), changes)
-    given = {key: value for key, value in sizes.items() if value is not None}
-    given.setdefault("path", spec.paths[0])
-    if given["task"] == "train":
-        given.setdefault("optimizer", "adamw")
-    case = read(Case, {"spec": spec, **given}, model)
+    case = read(Case, completed(spec, sizes), model)
     case.require_supported()
     return case
 
