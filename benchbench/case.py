@@ -14,6 +14,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
 TASKS: tuple[str, ...] = get_args(Task)
+TRAINING = ("optimizer", "checkpoint", "accumulate")
+"""Fields that only a case that trains has."""
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 LOSS_CHUNK_ELEMENTS = 2**27
@@ -26,10 +28,10 @@ def loss_chunk_rows(rows: int, vocab_size: int) -> int:
     return rows if rows <= most else 1 << (most.bit_length() - 1)
 
 
-def completed(spec: ModelSpec, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a case is read from: the sizes given, the family's default path, and AdamW where it trains."""
+def completed(spec: ModelSpec, sizes: Mapping[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """What a case is read from: the sizes given, the family's path for `device`, and AdamW where it trains."""
     given = {key: value for key, value in sizes.items() if value is not None}
-    given.setdefault("path", spec.paths[0])
+    given.setdefault("path", spec.cuda_path if device == "cuda" else spec.paths[0])
     if given.get("task") == "train":
         given.setdefault("optimizer", "adamw")
     return {**given, "spec": spec}
@@ -38,7 +40,8 @@ def completed(spec: ModelSpec, sizes: Mapping[str, Any]) -> dict[str, Any]:
 class Case(Value, frozen=True):
     """ModelSpec x task x size, fully resolved: equal cases cost the same.
 
-    `seq_len` is the tokens read (prefill, train) or those already behind the one token written (decode).
+    `seq_len` is the tokens read (prefill, train) or those already behind the one token written (decode); `batch` the
+    sequences of one pass.
     """
 
     spec: SerializeAsAny[ModelSpec]
@@ -48,6 +51,12 @@ class Case(Value, frozen=True):
     dtype: Dtype = "float32"
     path: str
     optimizer: Optimizer | None = None
+    checkpoint: bool = False
+    """Training: a layer keeps its input alone and runs its forward again in backward."""
+    accumulate: PositiveInt = 1
+    """Training: passes, of `batch` sequences each, before the optimizer steps."""
+    autocast: Dtype | None = None
+    """Products and what follows them in this dtype, the weights in `dtype`."""
     seed: int = Field(default=0, ge=0)
 
     @classmethod
@@ -62,10 +71,18 @@ class Case(Value, frozen=True):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.path not in self.spec.paths:
-            raise ValueError(f"{self.spec.name} has no path '{self.path}'; it has {', '.join(self.spec.paths)}")
+        if self.path not in (known := self.spec.every_path()):
+            raise ValueError(f"{self.spec.name} has no path '{self.path}'; it has {', '.join(known)}")
         if (self.optimizer is None) == (self.task == "train"):
             raise ValueError("an optimizer belongs to the task 'train', and only there")
+        if self.task != "train" and (self.checkpoint or self.accumulate > 1):
+            what = "checkpoint" if self.checkpoint else f"accumulate {self.accumulate}"
+            raise ValueError(f"{what} belongs to the task 'train', and only there")
+        if self.autocast is not None and (self.dtype != "float32" or self.autocast == "float32"):
+            raise ValueError(
+                f"autocast {self.autocast} with weights in {self.dtype}: it runs float32 weights in half precision\n"
+                "Give dtype float32, and autocast bfloat16 or float16."
+            )
         if self.task == "train" and self.seq_len == 1:
             raise ValueError(
                 "training needs seq_len of 2 or more: one token alone has no next token\n"
@@ -82,9 +99,26 @@ class Case(Value, frozen=True):
         return self.spec.family
 
     @property
+    def implementation(self) -> str:
+        """The path whose operators run: of 'graph', the one that it captures."""
+        return self.spec.cuda_path if self.path == "graph" else self.path
+
+    @property
     def id(self) -> str:
-        """A name to read and to grep for: `mamba-130m/prefill/N4096/B1/float32/chunked`."""
-        return f"{self.model}/{self.task}/N{self.seq_len}/B{self.batch}/{self.dtype}/{self.path}"
+        """A name to read and to grep for: `mamba-130m/prefill/N4096/B1/float32/chunked`, and what is not plain."""
+        sizes = f"{self.model}/{self.task}/N{self.seq_len}/B{self.batch}/{self.dtype}/{self.path}"
+        return "/".join((sizes, *self.variations))
+
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """How the case departs from the plain one of its sizes, in words."""
+        found = {
+            f"autocast-{self.autocast}": self.autocast is not None,
+            str(self.optimizer): self.optimizer not in (None, "adamw"),
+            "checkpoint": self.checkpoint,
+            f"accumulate{self.accumulate}": self.accumulate > 1,
+        }
+        return tuple(word for word, holds in found.items() if holds)
 
     def require_supported(self) -> None:
         """Raises `UnsupportedError` with the reason if the architecture cannot do this."""
@@ -99,6 +133,12 @@ class Case(Value, frozen=True):
             return f"{spec.name} has learned positions for {spec.longest} tokens, not {tokens}"
         if self.task == "decode" and not spec.decodes:
             return f"{spec.name} sees later tokens: it cannot generate token by token"
+        if self.task == "train" and self.path == "graph":
+            return "the path 'graph' captures prefill and decode, not training"
         if self.task == "train" and not spec.trains_next_token:
             return f"{spec.name} sees later tokens: its next-token loss would mean nothing"
         return None
+
+
+SETTINGS = tuple(sorted({*Case.model_fields} - {"spec", "task"}))
+"""What `--set` changes about a case itself; other names are sizes of its model."""

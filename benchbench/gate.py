@@ -60,18 +60,29 @@ def gate(case: Case, device: torch.device) -> Verdict:
 
 @lru_cache(maxsize=64)
 def _gate(case: Case, device: str) -> Verdict:
-    verdict = compare(case, "float32", device)
-    if case.dtype == "float32" or not verdict.passed:
+    full = case.replace(dtype="float32", autocast=None)
+    verdict = compare(full, device)
+    if case == full or not verdict.passed:
         return verdict
-    return compare(case, case.dtype, device)
+    return compare(case, device)
 
 
-def compare(case: Case, dtype: str, device: str) -> Verdict:
-    """The error of `case.path` in `dtype`, both models in evaluation mode, so that dropout does not tell them apart."""
-    timed = build(case.spec, path=case.path, device=device, dtype=DTYPES[dtype], seed=case.seed).eval()
-    reference = build(case.spec, path=REFERENCE, device=device, dtype=DTYPES[dtype], seed=case.seed).eval()
+def compare(case: Case, device: str) -> Verdict:
+    """The error of `case.path`, both models in evaluation mode, so that dropout does not tell them apart."""
+    timed, reference = (
+        build(
+            case.spec,
+            path=path,
+            device=device,
+            dtype=DTYPES[case.dtype],
+            seed=case.seed,
+            checkpoint=case.checkpoint and path != REFERENCE,
+        ).eval()
+        for path in (case.path, REFERENCE)
+    )
     reference.load_state_dict(timed.state_dict())
     groups = task_module(case).compare(timed, reference, case)
+    dtype = case.autocast or case.dtype
     return Verdict(max(difference(found, expected, SPARED[dtype]) for found, expected in groups), TOLERANCE[dtype])
 
 

@@ -146,12 +146,19 @@ class Bench:
 
     def _get(self, case: Case) -> LanguageModel:
         """The model of `case`, from its seed; training moves the weights, so its model is never used again."""
-        key = (case.spec, case.path, case.dtype, case.seed)
+        key = (case.spec, case.path, case.dtype, case.seed, case.checkpoint)
         train = case.task == "train"
         if self._model is None or train or key != self._key:
             self._drop()
             dtype = DTYPES[case.dtype]
-            self._model = build(case.spec, path=case.path, device=self.device, dtype=dtype, seed=case.seed)
+            self._model = build(
+                case.spec,
+                path=case.path,
+                device=self.device,
+                dtype=dtype,
+                seed=case.seed,
+                checkpoint=case.checkpoint,
+            )
         self._key = None if train else key
         return self._model
 

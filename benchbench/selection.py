@@ -7,16 +7,13 @@ from hashlib import sha256
 from typing import Any
 
 from benchbench import expression
-from benchbench.case import TASKS, Case
+from benchbench.case import SETTINGS, TASKS, TRAINING, Case
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import read
 from benchbench.record import Protocol
 from benchbench.specs import presets
 from benchbench.store import canonical
 from benchbench.suite import Suite, variant
-
-CASE_KEYS = ("batch", "dtype", "optimizer", "path", "seed", "seq_len")
-"""What `--set` changes about a case itself; other names are sizes of its model."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _remade(cases: Sequence[Case], model: str) -> list[Case]:
 
 
 def _sizes(case: Case) -> dict[str, Any]:
-    return {name: getattr(case, name) for name in ("task", "seq_len", "batch", "dtype", "path", "optimizer", "seed")}
+    return {name: getattr(case, name) for name in ("task", *SETTINGS)}
 
 
 def _settings(pairs: Iterable[tuple[str, str]]) -> _Settings:
@@ -117,7 +114,7 @@ def _settings(pairs: Iterable[tuple[str, str]]) -> _Settings:
             if name not in Protocol.model_fields:
                 raise _unknown_setting(key, text)
             settings.protocol[name] = value
-        elif key in CASE_KEYS:
+        elif key in SETTINGS:
             settings.case[key] = value
         elif any(key in type(spec).model_fields and key not in ("name", "family") for spec in presets().values()):
             settings.sizes[key] = value
@@ -137,13 +134,13 @@ def _value(text: str) -> Any:
 
 def _unknown_setting(key: str, text: str) -> BenchError:
     sizes = {name for spec in presets().values() for name in type(spec).model_fields} - {"name", "family"}
-    known = {*CASE_KEYS, *sizes, *(f"protocol.{name}" for name in Protocol.model_fields)}
+    known = {*SETTINGS, *sizes, *(f"protocol.{name}" for name in Protocol.model_fields)}
     error = unknown("setting", key, known)
     return BenchError(f"--set {key}={text}: {error.message}", error.hint)
 
 
 def _changed(case: Case, settings: _Settings) -> Case:
-    """`case` with what was set. An optimizer is set where one is used, and nowhere else."""
+    """`case` with what was set. What only training has is set where a case trains, and nowhere else."""
     sizes = settings.sizes
     spec = case.spec
     if sizes:
@@ -151,7 +148,8 @@ def _changed(case: Case, settings: _Settings) -> Case:
         own = {name: value for name, value in spec.model_dump().items() if value != getattr(preset, name)}
         own.pop("name", None)
         spec = variant(preset.name, {**own, **sizes}, lambda key: f"{settings.said.get(key, '--set')}: ")
-    changes = {name: value for name, value in settings.case.items() if name != "optimizer" or case.task == "train"}
+    train = case.task == "train"
+    changes = {name: value for name, value in settings.case.items() if train or name not in TRAINING}
     if not changes and spec is case.spec:
         return case
     data = {"spec": spec, **_sizes(case), **changes}
@@ -185,7 +183,7 @@ def _require_path(path: str, cases: Sequence[Case]) -> None:
     other = next((case for case in cases if case.path != path), None)
     if other is None:
         return
-    paths = other.spec.paths
+    paths = other.spec.every_path()
     if path in paths:
         hint = f"Add --set path={path}, or leave such cases out with -k {path}."
     else:

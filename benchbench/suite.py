@@ -14,8 +14,10 @@ task = "prefill"
 model = ["mamba-130m", "transformer-130m"]
 seq_len = { from = 512, to = 2048, times = 2 }   # or a number, or a list
 batch = 1                                    # or a list; or tokens = 2048, and batch = tokens / seq_len
-dtype = { cpu = "float32", cuda = "bfloat16" }   # or one for all devices
-# path, optimizer, seed; set = { n_layers = 4 } changes sizes of the models
+dtype = { cpu = "float32", cuda = "bfloat16" }   # or one for all devices; so with any value
+# path, optimizer, checkpoint, accumulate, autocast, each one or a list; seed
+# path = { cuda = "graph" } leaves other devices the path that is the family's there
+# set = { n_layers = 4 } changes sizes of the models
 ```
 """
 
@@ -23,12 +25,13 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from benchbench.case import Case, Optimizer, Task, completed
+from benchbench.case import Case, Task, completed
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import keys_of, read, unknown_key, written
 from benchbench.record import Protocol
@@ -62,6 +65,8 @@ def _as_tuple(value: object) -> object:
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Wholes = Annotated[tuple[Whole, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Text = Annotated[str, Field(strict=True)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Flags = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
 class _Doubling(Value, frozen=True):
@@ -84,17 +89,24 @@ class _Doubling(Value, frozen=True):
         return found
 
 
+VARIED = ("dtype", "path", "optimizer", "checkpoint", "accumulate", "autocast")
+"""Settings that may be lists: every combination is a case."""
+
+
 class _CaseTable(Value, frozen=True):
     """One `[[cases]]` table, resolved for a device: the product of its models, lengths and batches."""
 
     task: Task
-    model: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    model: Texts
     seq_len: Wholes
     batch: Wholes | None = None
     tokens: Whole | None = None
-    dtype: Text = "float32"
-    path: Text | None = None
-    optimizer: Optimizer | None = None
+    dtype: Texts = ("float32",)
+    path: Texts | None = None
+    optimizer: Texts | None = None
+    checkpoint: Flags = (False,)
+    accumulate: Wholes = (1,)
+    autocast: Texts | None = None
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     sizes: dict[str, Any] = Field(default_factory=dict, alias="set")
 
@@ -106,6 +118,12 @@ class _CaseTable(Value, frozen=True):
         if self.tokens % seq_len:
             raise ValueError(f"{self.tokens} is not a multiple of seq_len {seq_len}")
         return (self.tokens // seq_len,)
+
+    def variations(self) -> Iterator[dict[str, Any]]:
+        """Every way in which a model is to be run at a size."""
+        ways = {key: getattr(self, key) or (None,) for key in VARIED}
+        for values in product(*ways.values()):
+            yield {"seed": self.seed, **dict(zip(ways, values, strict=True))}
 
 
 class _SuiteTable(Value, frozen=True):
@@ -212,11 +230,10 @@ class _Parser:
 
     def cases(self, index: int, raw: dict[str, Any]) -> Iterator[Case]:
         """Every case of the `index`-th table."""
-        written_out = dict(raw)
-        if "dtype" in raw:
-            written_out["dtype"] = self.for_device(raw["dtype"], "cases", index, "dtype")
-        if isinstance(raw.get("seq_len"), dict):
-            doubling = read(_Doubling, raw["seq_len"], lambda _: self.where("cases", index, "seq_len"), "seq_len")
+        written_out = {key: self.for_device(value, "cases", index, key) for key, value in raw.items()}
+        if isinstance(written_out.get("seq_len"), dict):
+            given = written_out["seq_len"]
+            doubling = read(_Doubling, given, lambda _: self.where("cases", index, "seq_len"), "seq_len")
             written_out["seq_len"] = doubling.lengths()
         table = read(_CaseTable, written_out, lambda loc: self.where("cases", index, *loc), "[[cases]]")
         for name in table.model:
@@ -224,7 +241,10 @@ class _Parser:
             spec = variant(name, table.sizes, lambda key, at=place: f"{self._size_place(index, key, at)}: ")
             for seq_len in table.seq_len:
                 for batch in self._batches(index, table, seq_len):
-                    yield self._case(index, table, spec, seq_len, batch)
+                    for ways in table.variations():
+                        given = {"task": table.task, "seq_len": seq_len, "batch": batch, **ways}
+                        data = completed(spec, given, self.device)
+                        yield read(Case, data, lambda loc: self.where("cases", index, *loc))
 
     def _size_place(self, index: int, key: str, otherwise: str) -> str:
         return self.where("cases", index, "set", key) if key else otherwise
@@ -235,26 +255,18 @@ class _Parser:
         except ValueError as error:
             raise BenchError(f"{self.where('cases', index, 'tokens')}: tokens: {error}.") from None
 
-    def _case(self, index: int, table: _CaseTable, spec: ModelSpec, seq_len: int, batch: int) -> Case:
-        given = {
-            "task": table.task,
-            "seq_len": seq_len,
-            "batch": batch,
-            "dtype": table.dtype,
-            "path": table.path,
-            "optimizer": table.optimizer,
-            "seed": table.seed,
-        }
-        return read(Case, completed(spec, given), lambda loc: self.where("cases", index, *loc))
-
     def for_device(self, value: Any, *path: str | int) -> Any:
         """`value`, or its entry for the device where it is a table by device."""
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or path[-1] == "set":
             return value
         table = cast("dict[str, Any]", value)
+        if path[-1] == "seq_len" and not table.keys() & set(DEVICES):
+            return table
         for key in table:
             if key not in DEVICES:
                 raise unknown_key(key, list(DEVICES), self.where(*path), str(path[-1]))
+        if self.device not in table and path[-1] in ("path", "autocast"):
+            return None
         if self.device not in table:
             given = ", ".join(table)
             message = f"{self.where(*path)}: {path[-1]} has no value for {self.device}, only for {given}."

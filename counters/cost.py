@@ -1,7 +1,7 @@
 """What a case costs: its operations, and their sums."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
 from benchbench.counters import dense, memory, training
-from benchbench.counters.op import Op, Placed, Step
+from benchbench.counters.op import IDLE, Op, Placed, Step
 from benchbench.record import Counted
 
 
@@ -29,12 +29,21 @@ class Cost:
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """Every operation of every phase, in the order they run."""
-        forward = tuple(placed.at("forward") for placed in self.placed)
-        if self.case.optimizer is None:
+        case, passes = self.case, self.case.accumulate
+        width = DTYPE_BYTES[case.dtype]
+        added = (Placed("", training.accumulation(self.params, width, passes)),) if passes > 1 else ()
+        forward = tuple(placed.at("forward", passes=passes) for placed in self.placed)
+        forward += tuple(placed.at("forward") for placed in added)
+        if case.optimizer is None:
             return forward
-        backward = tuple(placed.at("backward") for placed in reversed(self.placed))
-        update = training.optimizer_step(self.case.optimizer, self.params, self.step.width)
-        return (*forward, *backward, Placed("optimizer", update).at("optimizer"))
+        again = training.run_again(self.placed) if case.checkpoint else {}
+        backward = tuple(
+            placed.at("backward", passes=passes, again=again.get(i, IDLE))
+            for i, placed in reversed(tuple(enumerate(self.placed)))
+        )
+        backward += tuple(placed.at("backward") for placed in added)
+        update = Placed("optimizer", training.optimizer_step(case.optimizer, self.params, width))
+        return (*forward, *backward, update.at("optimizer"))
 
     @cached_property
     def counted(self) -> Counted:
@@ -46,10 +55,10 @@ class Cost:
             flops = op.repeat * op.work.flops
             by_kind[op.formula.kind] += flops
             by_phase[op.phase] += flops
-            executed += flops + op.repeat * op.work.extra_flops
+            executed += op.repeat * op.executed_flops
             square += op.repeat * op.work.square_flops
             transcendental += op.repeat * op.work.transcendental
-            moved += op.repeat * op.work.bytes_moved
+            moved += op.repeat * op.bytes_moved
         flops = sum(by_phase.values())
         held = memory.holdings(self.case, self.step, self.placed)
         peak = memory.peak_requested(self.case, self.step, held)
@@ -97,7 +106,8 @@ def count(case: Case) -> Cost:
     """
     case.require_supported()
     step = step_of(case)
-    return Cost(case, step, tuple(_placed(case, step)))
+    placed = tuple(_placed(case, step))
+    return Cost(case, step, (*placed, *_casts(case, placed)))
 
 
 def step_of(case: Case) -> Step:
@@ -106,16 +116,18 @@ def step_of(case: Case) -> Step:
     new = 1 if decode else case.seq_len
     context = case.seq_len if decode else 0
     rows = case.batch * new
+    width = DTYPE_BYTES[case.autocast or case.dtype]
     return Step(
         batch=case.batch,
         new=new,
         context=context,
         capacity=0 if train else context + new if decode else new,
-        width=DTYPE_BYTES[case.dtype],
-        path=case.path,
+        width=width,
+        path=case.implementation,
         training=train,
         head_rows=rows if train else case.batch,
         head_chunks=-(-rows // loss_chunk_rows(rows, case.spec.vocab_size)) if train else 1,
+        stream=4 if case.autocast or case.spec.wide_stream else width,
     )
 
 
@@ -131,6 +143,13 @@ def _placed(case: Case, step: Step) -> Iterator[Placed]:
         yield Placed("", dense.shared_weight(spec.vocab_size * spec.d_model, s))
     if step.training:
         yield Placed("", training.cross_entropy(rows, spec.vocab_size, s, step.head_chunks))
+
+
+def _casts(case: Case, placed: Sequence[Placed]) -> Iterator[Placed]:
+    """The weights of linear maps and convolutions, brought to autocast's dtype once a pass."""
+    if case.autocast is not None:
+        weights = sum(op.repeat * op.formula.sizes.get("weights", 0) for op in placed)
+        yield Placed("", dense.cast(weights, DTYPE_BYTES[case.dtype], DTYPE_BYTES[case.autocast]))
 
 
 def _backbone(family: str) -> Callable[[Any, Step], Iterator[Placed]]:

@@ -20,7 +20,18 @@ def linear(rows: int, d_in: int, d_out: int, s: int, *, saves_input: bool = True
         params=weights,
         saved_bytes=x if saves_input else 0,
         scratch_bytes=y,
-        sizes={"rows": rows, "d_in": d_in, "d_out": d_out},
+        sizes={"rows": rows, "d_in": d_in, "d_out": d_out, "weights": weights},
+    )
+
+
+def cast(weights: int, wide: int, narrow: int) -> Formula:
+    """Weights of `wide` bytes brought to `narrow` ones for a pass, and their gradients back: copies."""
+    return Formula(
+        "cast",
+        "elementwise",
+        forward=Work(bytes_moved=(wide + narrow) * weights),
+        backward=Work(bytes_moved=(wide + narrow) * weights),
+        sizes={"weights_cast": weights},
     )
 
 
@@ -41,7 +52,7 @@ def head(rows: int, d: int, vocab_size: int, s: int, *, tied: bool, chunks: int 
         params=0 if tied else weights,
         saved_bytes=s * rows * d,
         scratch_bytes=s * -(-rows // chunks) * vocab_size,
-        sizes={"rows": rows, "d_in": d, "d_out": vocab_size, "chunks": chunks},
+        sizes={"rows": rows, "d_in": d, "d_out": vocab_size, "chunks": chunks, "weights": weights},
     )
 
 
@@ -103,7 +114,41 @@ def depthwise_conv(rows: int, channels: int, taps: int, s: int, *, state_bytes: 
         saved_bytes=s * n,
         state_bytes=state_bytes,
         scratch_bytes=s * n,
-        sizes={"rows": rows, "channels": channels, "taps": taps},
+        sizes={"rows": rows, "channels": channels, "taps": taps, "weights": channels * taps},
+    )
+
+
+def conv(
+    rows: int,
+    d_in: int,
+    d_out: int,
+    taps: int,
+    s: int,
+    *,
+    groups: int = 1,
+    dropped: int = 0,
+    saves_input: bool = True,
+    state_bytes: int = 0,
+) -> Formula:
+    """y_t = Σ_k W_k x_{t-k}: d_in to d_out channels, each output reading the d_in/groups channels of its group.
+
+    Every output is `taps`·d_in/groups multiply-adds, zeros before the start included. Backward: dx is the same
+    convolution transposed and dW correlates x with dy: the forward's work each. `dropped` further rows are computed
+    and thrown away: torch pads both ends, so that K taps take (K - 1) rows a sequence too many. groups = d_in = d_out
+    is `depthwise_conv`; one tap is `linear`.
+    """
+    weights = taps * (d_in // groups) * d_out
+    x, y = s * rows * d_in, s * rows * d_out
+    return Formula(
+        "conv",
+        "conv",
+        forward=Work(2 * rows * weights, extra_flops=2 * dropped * weights, bytes_moved=x + y + s * weights),
+        backward=Work(4 * rows * weights, extra_flops=4 * dropped * weights, bytes_moved=2 * x + y + 2 * s * weights),
+        params=weights,
+        saved_bytes=x if saves_input else 0,
+        state_bytes=state_bytes,
+        scratch_bytes=y,
+        sizes={"rows": rows, "d_in": d_in, "d_out": d_out, "taps": taps, "groups": groups, "weights": weights},
     )
 
 

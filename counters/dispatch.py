@@ -74,6 +74,7 @@ class GradientSums:
 
     def watch(self, root: Node) -> None:
         """Follows the backward pass that starts at `root`."""
+        self._terms.clear()
         # Kept, so that a node is the same Python object each time.
         self._nodes = list(graph(root))
         for node in self._nodes:

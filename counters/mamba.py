@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise
 from benchbench.counters.op import Formula, Placed, Step
-from benchbench.counters.recurrent import decay_rates, selective_scan
+from benchbench.counters.selective_scan import decay_rates, selective_scan
 from benchbench.specs.mamba import MambaSpec
 
 LAYER = "backbone.layers.*"
@@ -22,7 +22,7 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
 
     yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
 
-    yield layer("norm", pointwise.rms_norm(rows, d, s))
+    yield layer("norm", pointwise.rms_norm(rows, d, s, stream=step.stream))
     yield layer("mixer.in_proj", dense.linear(rows, d, 2 * inner, s))
     yield layer("mixer.conv1d", dense.depthwise_conv(rows, inner, spec.d_conv, s, state_bytes=kept * spec.d_conv))
     yield layer("mixer.conv1d", dense.bias(rows, inner, s))
@@ -39,6 +39,6 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     yield layer("mixer.scan", pointwise.silu(n, s, saves=alone))
     yield layer("mixer.scan", pointwise.multiply(n, s, saves=2 if alone else 0))
     yield layer("mixer.out_proj", dense.linear(rows, inner, d, s))
-    yield layer("", pointwise.add(rows * d, s))
+    yield layer("", pointwise.add(rows * d, s, stream=step.stream))
 
-    yield Placed("backbone.norm_f", pointwise.rms_norm(rows, d, s))
+    yield Placed("backbone.norm_f", pointwise.rms_norm(rows, d, s, stream=step.stream))

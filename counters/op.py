@@ -58,6 +58,8 @@ class Formula:
     """Carried from one token to the next when decoding."""
     scratch_bytes: int = 0
     """Outputs and temporaries alive while it runs forward."""
+    flops_until_kept: int = 0
+    """Of the forward's, those before the last tensor that backward needs exists: 0 where that is an input."""
     sizes: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -70,10 +72,17 @@ class Op:
     repeat: int
     formula: Formula
     work: Work
+    again: Work = IDLE
+    """The forward that activation checkpointing runs once more, in backward."""
 
     @property
     def kind(self) -> Kind:
         return self.formula.kind
+
+    @property
+    def first(self) -> "Op":
+        """The same operation's forward."""
+        return Op(self.path, "forward", self.repeat, self.formula, self.formula.forward)
 
     @property
     def flops(self) -> int:
@@ -81,11 +90,11 @@ class Op:
 
     @property
     def executed_flops(self) -> int:
-        return self.work.flops + self.work.extra_flops
+        return self.work.flops + self.work.extra_flops + self.again.extra_flops
 
     @property
     def bytes_moved(self) -> int:
-        return self.work.bytes_moved
+        return self.work.bytes_moved + self.again.bytes_moved
 
     @property
     def saved_bytes(self) -> int:
@@ -100,9 +109,10 @@ class Placed:
     formula: Formula
     repeat: int = 1
 
-    def at(self, phase: Phase) -> Op:
+    def at(self, phase: Phase, *, passes: int = 1, again: Work = IDLE) -> Op:
+        """The operation of one phase, in each of `passes` over the model."""
         work = self.formula.backward if phase == "backward" else self.formula.forward
-        return Op(self.path, phase, self.repeat, self.formula, work)
+        return Op(self.path, phase, passes * self.repeat, self.formula, work, again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,8 @@ class Step:
     """Positions projected to the vocabulary."""
     head_chunks: int = 1
     """How many pieces the loss projects them in."""
+    stream: int = 4
+    """Bytes of an element of the residual stream."""
 
     @property
     def rows(self) -> int:

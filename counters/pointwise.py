@@ -3,8 +3,8 @@
 from benchbench.counters.op import Formula, Work, half
 
 
-def layer_norm(rows: int, d: int, s: int, *, shift: bool = True) -> Formula:
-    """y = γ·(x - μ)/√(σ² + ε) + β (1607.06450); without β unless `shift`.
+def layer_norm(rows: int, d: int, s: int, *, stream: int, shift: bool = True) -> Formula:
+    """y = γ·(x - μ)/√(σ² + ε) + β (1607.06450); without β unless `shift`. x has `stream` bytes an element.
 
     Forward, an element: sum for μ 1, subtract 1, square and sum 2, normalise 1, scale 1, shift 1: 7. A row: two
     divisions by d, + ε, rsqrt: 4, three of them transcendental.
@@ -16,17 +16,22 @@ def layer_norm(rows: int, d: int, s: int, *, shift: bool = True) -> Formula:
     return Formula(
         "layer_norm",
         "norm",
-        forward=Work((6 + beta) * n + 4 * rows, 3 * rows, bytes_moved=s * (2 * n + params)),
-        backward=Work((10 + beta) * n + 2 * rows, 2 * rows, extra_flops=2 * n, bytes_moved=s * (3 * n + 2 * params)),
+        forward=Work((6 + beta) * n + 4 * rows, 3 * rows, bytes_moved=(stream + s) * n + s * params),
+        backward=Work(
+            (10 + beta) * n + 2 * rows,
+            2 * rows,
+            extra_flops=2 * n,
+            bytes_moved=(2 * stream + s) * n + 2 * s * params,
+        ),
         params=params,
-        saved_bytes=s * n + 8 * rows,
+        saved_bytes=stream * n + 8 * rows,
         scratch_bytes=s * n,
         sizes={"rows": rows, "d": d},
     )
 
 
-def rms_norm(rows: int, d: int, s: int) -> Formula:
-    """y = γ·x/√(mean x² + ε) (1910.07467).
+def rms_norm(rows: int, d: int, s: int, *, stream: int) -> Formula:
+    """y = γ·x/√(mean x² + ε) (1910.07467). x has `stream` bytes an element.
 
     Forward, an element: square and sum 2, normalise 1, scale 1: 4. A row: division by d, + ε, rsqrt: 3, two of them
     transcendental. Backward, an element: dγ = Σ dy·x̂ 2; dx̂ = dy·γ 1; Σ dx̂·x̂ 2; dx = r·(dx̂ - x̂·mean) 3: 8, and a
@@ -36,10 +41,10 @@ def rms_norm(rows: int, d: int, s: int) -> Formula:
     return Formula(
         "rms_norm",
         "norm",
-        forward=Work(4 * n + 3 * rows, 2 * rows, bytes_moved=2 * s * n + s * d),
-        backward=Work(8 * n + rows, rows, extra_flops=n, bytes_moved=3 * s * n + 2 * s * d),
+        forward=Work(4 * n + 3 * rows, 2 * rows, bytes_moved=(stream + s) * n + s * d),
+        backward=Work(8 * n + rows, rows, extra_flops=n, bytes_moved=(2 * stream + s) * n + 2 * s * d),
         params=d,
-        saved_bytes=s * n + 4 * rows,
+        saved_bytes=stream * n + 4 * rows,
         scratch_bytes=s * n,
         sizes={"rows": rows, "d": d},
     )
@@ -87,17 +92,18 @@ def gelu_tanh(n: int, s: int) -> Formula:
     return _map("gelu_tanh", n, s, (9, 1), (18, 1))
 
 
-def add(n: int, s: int) -> Formula:
+def add(n: int, s: int, *, stream: int) -> Formula:
     """x + f(x): one addition. Backward the gradients of the two branches meet: one addition.
 
-    Added positions cost the same: their gradient sums the batch, one addition an element.
+    Added positions cost the same: their gradient sums the batch, one addition an element. x has `stream` bytes an
+    element, f(x) has s.
     """
     return Formula(
         "add",
         "elementwise",
-        forward=Work(n, bytes_moved=3 * s * n),
-        backward=Work(n, bytes_moved=3 * s * n),
-        scratch_bytes=s * n,
+        forward=Work(n, bytes_moved=(2 * stream + s) * n),
+        backward=Work(n, bytes_moved=(2 * stream + s) * n),
+        scratch_bytes=stream * n,
         sizes={"n": n},
     )
 
@@ -169,6 +175,7 @@ def dropout(n: int, s: int, *, masked: int = 0) -> Formula:
         backward=Work(2 * n, extra_flops=2 * masked, bytes_moved=(2 * s + 1) * n),
         saved_bytes=n,
         scratch_bytes=s * n,
+        flops_until_kept=n + masked,
         sizes={"n": n, "masked": masked},
     )
 

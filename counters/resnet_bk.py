@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise, routing
 from benchbench.counters.op import Formula, Placed, Step
-from benchbench.counters.recurrent import resolvent
+from benchbench.counters.resolvent import resolvent
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 LAYER = "backbone.layers.*"
@@ -27,9 +27,9 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
     if spec.positions == "learned":
         assert spec.max_seq_len is not None
         yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, s))
-        yield Placed("backbone", pointwise.add(n, s))
+        yield Placed("backbone", pointwise.add(n, s, stream=step.stream))
 
-    yield layer("norm", pointwise.layer_norm(rows, d, s))
+    yield layer("norm", pointwise.layer_norm(rows, d, s, stream=step.stream))
     # Read by v_proj and the mixture, and there by router and experts.
     yield layer("", pointwise.fan_out(n, 2, s))
     yield layer("moe", pointwise.fan_out(n, 2, s))
@@ -52,7 +52,7 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
         yield layer("moe.experts.dropout", pointwise.dropout(routed * spec.d_ff, s))
     yield from expert("moe.experts.down", spec.d_ff, d)
     yield layer("moe", routing.combine(rows, d, spec.top_k, s))
-    yield layer("", pointwise.add(n, s))
+    yield layer("", pointwise.add(n, s, stream=step.stream))
     yield layer("", pointwise.join(n, s))
 
-    yield Placed("backbone.norm_f", pointwise.layer_norm(rows, d, s))
+    yield Placed("backbone.norm_f", pointwise.layer_norm(rows, d, s, stream=step.stream))

@@ -51,5 +51,6 @@ def combine(rows: int, d: int, top_k: int, s: int) -> Formula:
         backward=Work(3 * top_k * n, extra_flops=top_k * (n + rows), bytes_moved=s * (2 * top_k + 1) * n),
         saved_bytes=s * top_k * n,
         scratch_bytes=s * (top_k + 1) * n,
+        flops_until_kept=top_k * n,
         sizes={"rows": rows, "d": d, "top_k": top_k},
     )

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 from benchbench.case import Case
 from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
-from benchbench.counters.recurrent import RESOLVENT_CHUNK, RESOLVENT_HALO, SCAN_CHUNK
+from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
+from benchbench.counters.selective_scan import SCAN_CHUNK
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 Witness = Literal["torch", "fvcore", "dispatch"]
@@ -36,6 +37,7 @@ STEP_NUMBERS = "the optimizer keeps a step number for each tensor: one addition 
 SHAPES = "without numbers a recursion over tokens gives shapes only and counts 0"
 SUM_OF_A = "the chunked scan sums dA over the tokens of a chunk once, at the end"
 LONE_ROWS = "on the CPU an expert that is given one row alone computes it twice"
+AGAIN = "activation checkpointing runs the layers' forward again in backward"
 LANES = "the chunked resolvent runs whole chunks, short sequences as one, divides by the norm, and turns signs"
 
 
@@ -63,12 +65,25 @@ class Setting(NamedTuple):
 
 def seen(op: Op, setting: Setting) -> Seen | None:
     """What the witness must report of `op`; None if it does not look at its phase."""
-    if setting.witness == "dispatch":
-        found = _by_dispatch(op, setting)
-    elif op.phase == "optimizer" or (setting.witness == "fvcore" and op.phase == "backward"):
+    if setting.witness != "dispatch" and op.phase == "optimizer":
         return None
-    else:
-        found = (_by_torch if setting.witness == "torch" else _by_fvcore)(op, setting)
+    if setting.witness == "fvcore" and op.phase == "backward":
+        return None
+    found = _seen_once(op, setting)
+    if op.again.extra_flops == 0:
+        return found
+    first = _seen_once(op.first, setting)
+    if op.again.extra_flops == op.first.executed_flops:
+        return Seen(found.flops + first.flops, (*found.rules, *first.rules, AGAIN), found.once + first.once)
+    # Of the last operation that keeps something, only what comes before that.
+    part = op.again.extra_flops if setting.witness == "dispatch" else 0
+    return Seen(found.flops + part, (*found.rules, AGAIN), found.once)
+
+
+def _seen_once(op: Op, setting: Setting) -> Seen:
+    """What the witness reports of a phase that runs once a pass."""
+    by = {"torch": _by_torch, "fvcore": _by_fvcore, "dispatch": _by_dispatch}[setting.witness]
+    found = by(op, setting)
     if lone := setting.lone_rows.get(op.path):
         return Seen(found.flops, (*found.rules, LONE_ROWS), lone * _lone_row(op, setting.witness))
     return found
@@ -87,6 +102,8 @@ def _lone_row(op: Op, witness: Witness) -> int:
 
 def absent(cost: Cost, witness: Witness, device: str) -> str | None:
     """Why a witness cannot see a case, or None."""
+    if cost.case.autocast and device == "meta":
+        return "autocast does not act on tensors without numbers"
     if witness == "fvcore" and device == "meta" and any(op.kind == "conv" for op in cost.ops):
         return "fvcore cannot trace a convolution of tensors without numbers"
     if witness == "dispatch" and device == "meta" and cost.case.path == "flash":
@@ -96,7 +113,7 @@ def absent(cost: Cost, witness: Witness, device: str) -> str | None:
 
 def _by_torch(op: Op, setting: Setting) -> Seen:
     """torch.utils.flop_counter.FlopCounterMode: a table of formulas for matrix products, convolutions, attention."""
-    device, path = setting.device, setting.case.path
+    device, path = setting.device, setting.case.implementation
     size = op.formula.sizes
     backward = op.phase == "backward"
     match op.formula.name:
@@ -140,9 +157,9 @@ def _scan_by_torch(op: Op, device: str, path: str) -> Seen:
 
 def _by_dispatch(op: Op, setting: Setting) -> Seen:
     """Our own prices of every operator that runs: what the count says the path executes."""
-    size, flops = op.formula.sizes, op.executed_flops
+    size, flops = op.formula.sizes, op.work.flops + op.work.extra_flops
     backward, shapes = op.phase == "backward", setting.device == "meta"
-    chunked = setting.case.path == "chunked"
+    chunked = setting.case.implementation == "chunked"
     match op.formula.name:
         case "rms_norm" if backward:
             return Seen(flops + size["rows"] * (size["d"] + 3), (RMS_STEPS,))
@@ -166,7 +183,7 @@ def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
     size, spec = op.formula.sizes, setting.case.spec
     assert isinstance(spec, ResNetBKSpec)
     tokens, batch, new = size["tokens"], size["batch"], size["new"]
-    backward, chunked = op.phase == "backward", setting.case.path == "chunked"
+    backward, chunked = op.phase == "backward", setting.case.implementation == "chunked"
     two_sided = spec.form == "bk-exact"
     meeting = 10 * tokens if two_sided else 0
     if setting.device == "meta" and not (backward and spec.form == "bk-compat"):
@@ -175,7 +192,7 @@ def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
         # The shape is made of v twice, whose gradients add up.
         return Seen(tokens if backward else meeting, (SHAPES,))
     if spec.form == "bk-compat" or not chunked:
-        return Seen(op.executed_flops)
+        return Seen(op.work.flops + op.work.extra_flops)
     batch *= 1 + two_sided
     alone = new <= RESOLVENT_CHUNK + RESOLVENT_HALO
     steps = new * batch if alone else (RESOLVENT_CHUNK + RESOLVENT_HALO) * -(-new // RESOLVENT_CHUNK) * batch
@@ -188,7 +205,7 @@ def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
 
 def _by_fvcore(op: Op, setting: Setting) -> Seen:
     """fvcore's FlopCountAnalysis of the forward: a table of handles for traced operators, multiply-adds as one."""
-    device, path = setting.device, setting.case.path
+    device, path = setting.device, setting.case.implementation
     size = op.formula.sizes
     match op.formula.name:
         case "depthwise_conv" if size["rows"] == setting.case.batch:

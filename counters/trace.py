@@ -26,9 +26,8 @@ from benchbench.errors import UnsupportedError
 from benchbench.models import LanguageModel, State, build
 from benchbench.models.moe import GroupedLinear
 from benchbench.specs import ModelSpec
+from benchbench.tasks.prepared import DTYPES, autocast
 from benchbench.tasks.train import OPTIMIZERS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def check_case(case: Case, witness: Witness = "torch", device: str = "meta") -> 
     cost = count(case)
     if reason := absent(cost, witness, device):
         raise UnsupportedError(reason)
-    model = _module(case.spec, case.path, case.dtype, device)
+    model = _module(case.spec, case.path, case.dtype, case.checkpoint, device)
     model.train(case.task == "train")
     with lone_rows(model) as lone:
         trace = TRACERS[witness](case, model, device)
@@ -129,12 +128,13 @@ def check_case(case: Case, witness: Witness = "torch", device: str = "meta") -> 
 
 @contextmanager
 def lone_rows(model: LanguageModel) -> Iterator[Counter[str]]:
-    """While open, counts how often a grouped linear map doubles a row that is alone in its group."""
+    """While open, counts how often, of first forwards, a grouped linear map doubles a row alone in its group."""
     found: Counter[str] = Counter()
 
     def see(module: nn.Module, args: Any) -> None:
         x_RI, ends_E, lone = args
-        if not lone and not x_RI.is_meta:
+        again = torch._C._current_autograd_node() is not None
+        if not (lone or again or x_RI.is_meta):
             ends = ends_E.tolist()
             found[paths[module]] += [end - start for start, end in pairwise([0, *ends])].count(1)
 
@@ -160,12 +160,12 @@ def _torch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
 def _dispatch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
     tokens_BN, state = _tokens(case, device), _state(case, model)
     with ModulePaths(model) as paths, torch.set_grad_enabled(case.task == "train"), Prices(paths) as prices:
-        result = _forward(case, model, tokens_BN, state)
-        if case.task == "train":
-            model.zero_grad()
-            assert result.grad_fn is not None
-            prices.sums.watch(result.grad_fn)
-            result.backward()
+        if state is not None:
+            _forward(case, model, tokens_BN, state)
+        for loss in _losses(case, model, tokens_BN):
+            assert loss.grad_fn is not None
+            prices.sums.watch(loss.grad_fn)
+            loss.backward()
     if case.optimizer is not None:
         # A rate of 0 leaves the weights alone. The second step is like every later one.
         optimizer = OPTIMIZERS[case.optimizer](model.parameters(), lr=0.0)
@@ -210,15 +210,17 @@ def _own_flops(total: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 class _Traceable(nn.Module):
-    """A case's forward as a function of its tokens alone."""
+    """A case's forwards as a function of their tokens alone."""
 
     def __init__(self, case: Case, model: LanguageModel) -> None:
         super().__init__()
         self.case = case
         self.model = model
+        self.passes = range(case.accumulate)
 
     def forward(self, tokens_BN: Tensor) -> Tensor:
-        return _forward(self.case, self.model, tokens_BN, _state(self.case, self.model))
+        passes = [_forward(self.case, self.model, tokens_BN, _state(self.case, self.model)) for _ in self.passes]
+        return passes[0] if len(passes) == 1 else torch.stack(passes)
 
 
 def _state(case: Case, model: LanguageModel) -> State | None:
@@ -232,22 +234,32 @@ def _state(case: Case, model: LanguageModel) -> State | None:
 
 
 def _forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | None) -> Tensor:
-    if state is None:
-        return model.loss(tokens_BN, tokens_BN)
-    return model.decode(tokens_BN[:, 0], state) if case.task == "decode" else model.prefill(tokens_BN, state)
+    with autocast(model, case):
+        if state is None:
+            return model.loss(tokens_BN, tokens_BN)
+        return model.decode(tokens_BN[:, 0], state) if case.task == "decode" else model.prefill(tokens_BN, state)
 
 
 def _call(case: Case, model: LanguageModel, device: str) -> Callable[[], None]:
     tokens_BN = _tokens(case, device)
 
     def call() -> None:
-        with torch.set_grad_enabled(case.task == "train"):
-            result = _forward(case, model, tokens_BN, _state(case, model))
         if case.task == "train":
-            model.zero_grad()
-            result.backward()
+            for loss in _losses(case, model, tokens_BN):
+                loss.backward()
+        else:
+            with torch.no_grad():
+                _forward(case, model, tokens_BN, _state(case, model))
 
     return call
+
+
+def _losses(case: Case, model: LanguageModel, tokens_BN: Tensor) -> Iterator[Tensor]:
+    """The loss of each pass of a training step, whose gradients begin at nothing."""
+    model.zero_grad()
+    for _ in range(case.accumulate if case.task == "train" else 0):
+        loss = _forward(case, model, tokens_BN, None)
+        yield loss if case.accumulate == 1 else loss / case.accumulate
 
 
 def _tokens(case: Case, device: str) -> Tensor:
@@ -256,5 +268,5 @@ def _tokens(case: Case, device: str) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _module(spec: ModelSpec, path: str, dtype: str, device: str) -> LanguageModel:
-    return build(spec, path=path, device=device, dtype=DTYPES[dtype])
+def _module(spec: ModelSpec, path: str, dtype: str, checkpoint: bool, device: str) -> LanguageModel:
+    return build(spec, path=path, device=device, dtype=DTYPES[dtype], checkpoint=checkpoint)

@@ -1,6 +1,10 @@
 """Formulas of what training adds: the loss and the optimizer."""
 
-from benchbench.counters.op import Formula, Work
+from collections.abc import Sequence
+
+from benchbench.counters.op import Formula, Placed, Work
+
+LAYER = "backbone.layers."
 
 OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
 """Numbers an optimizer keeps for each parameter."""
@@ -58,3 +62,37 @@ def optimizer_step(name: str, params: int, s: int) -> Formula:
         ),
         sizes={"params": params},
     )
+
+
+def accumulation(params: int, s: int, passes: int) -> Formula:
+    """Gradients of several passes, added up: every pass divides its loss, and all but the first add to what is there.
+
+    One batch of all the sequences would add the same numbers inside its products, so none of it is the model's.
+    """
+    added = (passes - 1) * params
+    return Formula(
+        "accumulation",
+        "elementwise",
+        forward=Work(extra_flops=passes),
+        backward=Work(extra_flops=passes + added, bytes_moved=3 * s * added),
+        sizes={"params": params, "passes": passes},
+    )
+
+
+def run_again(placed: Sequence[Placed]) -> dict[int, Work]:
+    """What activation checkpointing runs once more, by the operation's index: forward work as extra work of backward.
+
+    Torch begins a layer's forward anew when backward first needs something of it, and stops at the last tensor that
+    backward needs: for most layers that is the input of its last linear map, which therefore does not run again, nor
+    does what follows it.
+    """
+    layer = [i for i, op in enumerate(placed) if op.path.startswith(LAYER)]
+    last = max((i for i in layer if placed[i].formula.saved_bytes), default=-1)
+    found = {i: _as_extra(placed[i].formula.forward) for i in layer if i < last}
+    if last >= 0 and (until := placed[last].formula.flops_until_kept):
+        found[last] = Work(extra_flops=until)
+    return found
+
+
+def _as_extra(work: Work) -> Work:
+    return Work(extra_flops=work.flops + work.extra_flops, bytes_moved=work.bytes_moved)

@@ -16,9 +16,9 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
 
     def norm() -> Formula:
         return (
-            pointwise.layer_norm(rows, d, s, shift=spec.bias)
+            pointwise.layer_norm(rows, d, s, stream=step.stream, shift=spec.bias)
             if spec.norm == "layer"
-            else pointwise.rms_norm(rows, d, s)
+            else pointwise.rms_norm(rows, d, s, stream=step.stream)
         )
 
     def layer(path: str, formula: Formula) -> Placed:
@@ -37,7 +37,7 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
     if spec.positions == "learned":
         assert spec.max_seq_len is not None
         yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, s))
-        yield Placed("backbone", pointwise.add(n, s))
+        yield Placed("backbone", pointwise.add(n, s, stream=step.stream))
     else:
         yield Placed("backbone.rotary", pointwise.rotary_table(step.new, spec.d_head))
     if step.training and spec.dropout:
@@ -61,7 +61,7 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
     # Its input is the heads side by side again, a copy.
     yield from linear("attn.o_proj", d, d)
     yield from dropout()
-    yield layer("", pointwise.add(n, s))
+    yield layer("", pointwise.add(n, s, stream=step.stream))
 
     yield layer("norm2", norm())
     if spec.activation == "swiglu":
@@ -75,6 +75,6 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         yield layer("mlp.act", pointwise.gelu_tanh(rows * spec.d_ff, s))
     yield from linear("mlp.down_proj", spec.d_ff, d)
     yield from dropout()
-    yield layer("", pointwise.add(n, s))
+    yield layer("", pointwise.add(n, s, stream=step.stream))
 
     yield Placed("backbone.norm_f", norm())

@@ -16,19 +16,23 @@ def build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    checkpoint: bool = False,
 ) -> LanguageModel:
     """The module of `spec`, initialised from `seed`, running `path` (the family's default if None).
+
+    With `checkpoint`, training keeps the inputs of the layers alone and runs them again in backward.
 
     Raises:
         BenchError: The family has no such path.
     """
     path = path or spec.paths[0]
-    if path not in spec.paths:
-        raise unknown(f"{spec.family} path", path, spec.paths)
+    if path not in spec.every_path():
+        raise unknown(f"{spec.family} path", path, spec.every_path())
     module = import_module(f"{__name__}.{spec.family.replace('-', '_')}")
     torch.manual_seed(seed)
     with torch.device(device):
-        model: LanguageModel = module.build(spec, path)
+        model: LanguageModel = module.build(spec, spec.cuda_path if path == "graph" else path)
+    model.backbone.checkpoint = checkpoint
     return model.to(dtype)
 
 

@@ -5,6 +5,7 @@ Shape suffixes: B batch, N new tokens, D d_model, V vocab_size, T = B·N rows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,17 @@ class Backbone(nn.Module, ABC):
     """Tokens to final hidden states: embedding, blocks, final norm."""
 
     embedding: nn.Embedding
+    layers: nn.ModuleList
+    checkpoint: bool = False
+    """In training, a layer keeps its input alone and runs its forward again in backward."""
+    random: bool = False
+    """Whether a layer draws random numbers, which must come out the same again."""
+
+    def through(self, layer: nn.Module, x_BND: Tensor, *others: Any) -> Tensor:
+        """`x_BND` through one of the layers."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(layer, x_BND, *others, use_reentrant=False, preserve_rng_state=self.random)
+        return layer(x_BND, *others)
 
     @abstractmethod
     def forward(self, tokens_BN: Tensor, state: State | None = None) -> Tensor:
@@ -65,6 +77,7 @@ class LanguageModel(nn.Module, ABC):
         self.spec = spec
         self.path = path
         self.backbone = backbone
+        backbone.random = getattr(spec, "dropout", 0.0) > 0
         self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=spec.head_bias)
         if spec.tied_head:
             self.lm_head.weight = backbone.embedding.weight

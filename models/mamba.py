@@ -129,7 +129,7 @@ class MambaBackbone(Backbone):
         x_BLE = self.embedding(tokens_BN)
         x_BLE = x_BLE.to(state_dtype(x_BLE.dtype))
         for i, layer in enumerate(self.layers):
-            x_BLE = layer(x_BLE, state.layers[i] if state else None)
+            x_BLE = self.through(layer, x_BLE, state.layers[i] if state else None)
         if state:
             state.length += tokens_BN.shape[1]
         return self.norm_f(x_BLE)

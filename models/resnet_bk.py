@@ -82,7 +82,7 @@ class ResNetBKBackbone(Backbone):
             x_BND = x_BND + self.positions(torch.arange(past, past + N, device=tokens_BN.device))
         fractions = list(state.tensors()) if state is not None else []
         for i, layer in enumerate(self.layers):
-            x_BND = layer(x_BND, fractions[i] if fractions else None)
+            x_BND = self.through(layer, x_BND, fractions[i] if fractions else None)
         if state is not None:
             state.length += tokens_BN.shape[1]
         return self.norm_f(x_BND)

@@ -248,7 +248,7 @@ class Decoder(Backbone):
         )
         with sdpa_kernel(FUSED):
             for layer in self.layers:
-                x_BND = layer(x_BND, shared)
+                x_BND = self.through(layer, x_BND, shared)
         if state is not None:
             state.length = end
         return self.norm_f(x_BND)

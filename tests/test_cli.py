@@ -163,7 +163,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["run", "--suite", "smoke", "--require", "fused"],
             "benchbench: --require fused: transformer-tiny would run path=flash in transformer-tiny/prefill/N128",
-            "transformer has the paths flash, eager.",
+            "transformer has the paths flash, eager, graph.",
         ),
         (["show", "mamba-tiny/prefil/N1"], "benchbench: no case 'mamba-tiny/prefil/N1'.", "See: benchbench list cases"),
         (["list", "models", "--suite", "smoke"], "benchbench: list models takes no --suite.", "It goes with"),
@@ -243,7 +243,7 @@ def test_settings(place):
     assert {record.case.id for record in records} == {
         "mamba-tiny+n_layers=3/prefill/N64/B2/float32/chunked",
         "mamba-tiny+n_layers=3/prefill/N128/B2/float32/chunked",
-        "mamba-tiny+n_layers=3/train/N64/B2/float32/chunked",
+        "mamba-tiny+n_layers=3/train/N64/B2/float32/chunked/sgd",
     }
     assert {record.case.optimizer for record in records} == {None, "sgd"}
     assert {record.protocol.min_samples for record in records} == {9}

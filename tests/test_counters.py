@@ -203,3 +203,45 @@ def test_counting_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_checkpointing_runs_all_of_a_layer_again_but_its_last_product() -> None:
+    # mamba-tiny: out_proj needs its input alone, so backward has all it needs before out_proj runs again.
+    plain, again = (
+        count(Case.of(preset("mamba-tiny"), task="train", seq_len=32, checkpoint=flag)) for flag in (False, True)
+    )
+    layer = sum(
+        op.repeat * op.executed_flops
+        for op in plain.ops
+        if op.phase == "forward" and op.path.startswith("backbone.layers.*.")
+    )
+    out_proj = 2 * (2 * 32 * 128 * 64)
+
+    assert again.counted.flops == plain.counted.flops
+    assert again.counted.executed_flops - plain.counted.executed_flops == layer - out_proj
+
+
+def test_passes_cost_as_much_as_their_sequences_in_one_batch_but_for_adding_gradients() -> None:
+    # 3 passes of 2 against 1 of 6: everything is linear in the sequences, but A = -exp(A_log), once a pass (2 forward,
+    # 1 and a sign backward, 128·8 numbers in 2 layers), the tied weight's sum (256·64), the gradients of all parameters
+    # added to those before, three losses divided by 3, forward and backward, and by the rows, likewise.
+    one, three = (
+        count(Case.of(preset("mamba-tiny"), task="train", seq_len=32, batch=batch, accumulate=passes)).counted
+        for batch, passes in ((6, 1), (2, 3))
+    )
+    rates = 2 * 128 * 8
+
+    assert three.flops - one.flops == 2 * (3 * rates + 256 * 64)
+    assert three.executed_flops - one.executed_flops == 2 * (4 * rates + 256 * 64 + three.params) + 2 * 3 + 2 * 2
+
+
+def test_autocast_casts_the_weights_of_products_once_a_pass() -> None:
+    cast, half = (
+        count(Case.of(preset("mamba-tiny"), task="prefill", seq_len=32, **way))
+        for way in ({"autocast": "bfloat16"}, {"dtype": "bfloat16"})
+    )
+    # in_proj, conv, x_proj, dt_proj, out_proj in two layers, and the head: read in 4 bytes, written in 2.
+    weights = 2 * (64 * 256 + 4 * 128 + 128 * (4 + 16) + 4 * 128 + 128 * 64) + 256 * 64
+
+    assert cast.counted.flops == half.counted.flops
+    assert cast.counted.bytes_moved - half.counted.bytes_moved == 6 * weights

@@ -15,7 +15,7 @@ from benchbench.counters.rules import RMS_STEPS
 from benchbench.counters.trace import check_case
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.models import build
-from benchbench.specs import preset, presets
+from benchbench.specs import ModelSpec, preset, presets
 from benchbench.specs.resnet_bk import ResNetBKSpec
 from benchbench.specs.transformer import TransformerSpec
 
@@ -185,6 +185,39 @@ def test_variants(spec: TransformerSpec | ResNetBKSpec, task: str, device: str) 
         case = Case.of(spec, task=task, seq_len=43, batch=2, path=path)
         if not case.unsupported():
             assert check_case(case, "dispatch", device).unexplained == ()
+
+
+WAYS = ({"checkpoint": True}, {"accumulate": 3}, {"autocast": "bfloat16"}, {"checkpoint": True, "accumulate": 2})
+RANDOM = (
+    TransformerSpec(
+        name="random",
+        n_layers=2,
+        d_model=16,
+        n_heads=2,
+        n_kv_heads=2,
+        d_ff=24,
+        vocab_size=40,
+        positions="learned",
+        max_seq_len=64,
+        norm="layer",
+        activation="gelu",
+        bias=True,
+        dropout=0.1,
+    ),
+    ResNetBKSpec(name="random-mixture", n_layers=2, d_model=16, d_ff=24, top_k=2, vocab_size=40, dropout=0.1),
+)
+
+
+@pytest.mark.parametrize(
+    ("witness", "way"),
+    [("fvcore", {"accumulate": 2}), *((witness, way) for witness in ("dispatch", "torch") for way in WAYS)],
+    ids=str,
+)
+@pytest.mark.parametrize("spec", [*map(preset, TINY), *RANDOM], ids=lambda spec: spec.name)
+def test_ways_to_train(spec: ModelSpec, witness: str, way: dict[str, object]) -> None:
+    for path in ("eager",) if getattr(spec, "dropout", 0) else spec.paths:
+        case = Case.of(spec, task="train", seq_len=19, batch=2, path=path, **way)
+        assert check_case(case, witness, "cpu").unexplained == ()
 
 
 @pytest.mark.parametrize("witness", ["dispatch", "torch", "fvcore"])

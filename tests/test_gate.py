@@ -42,6 +42,15 @@ def test_the_fast_paths_are_right_in_bfloat16(name: str, task: str):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("way", [{"autocast": "bfloat16"}, {"checkpoint": True}, {"accumulate": 2}], ids=str)
+def test_ways_to_train_are_right(name: str, way: dict):
+    verdict = gate.gate(case(name, "train", **way), CPU)
+
+    assert verdict.passed
+    assert verdict.tolerance == (5e-2 if "autocast" in way else 1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_reference_path_is_compared_too(name: str):
     # Prefill and decode carry a state, which one forward over all tokens does not: not the same computation.
     assert gate.gate(case(name, "decode", path="eager"), CPU).error > 0
@@ -76,7 +85,7 @@ def test_a_wrong_path_fails_in_bfloat16_by_its_float32_comparison(monkeypatch: p
 def test_stands_for_the_case_at_a_small_size_and_is_done_once(monkeypatch: pytest.MonkeyPatch):
     seen: list[Case] = []
 
-    def compare(case: Case, dtype: str, device: str) -> gate.Verdict:
+    def compare(case: Case, device: str) -> gate.Verdict:
         seen.append(case)
         return gate.Verdict(0.0, 1.0)
 

@@ -69,7 +69,7 @@ def test_changed_sizes_show_in_the_models_name():
 def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_one():
     message, hint = complaint(CASE + "seq_length = 8")
     assert message == "my.toml:8: [[cases]] has no key 'seq_length'. Did you mean 'seq_len'?"
-    assert hint == "Keys: batch, dtype, model, optimizer, path, seed, seq_len, set, task, tokens."
+    assert hint == "Keys: accumulate, autocast, batch, checkpoint, dtype, model, optimizer, path, seed, seq_len, set, task, tokens."
 
 
 def test_the_line_is_that_of_the_right_table():
@@ -96,7 +96,13 @@ def test_the_line_is_that_of_the_right_table():
             "my.toml:9: dtype = \"float31\": expected 'float32', 'bfloat16' or 'float16'.",
         ),
         ('seq_len = 8\ndtype = { cuda = "bfloat16" }', "my.toml:9: dtype has no value for cpu, only for cuda."),
-        ('seq_len = 8\npath = "fused"', "my.toml:5: mamba-tiny has no path 'fused'; it has chunked, eager"),
+        ('seq_len = 8\npath = "flash"', "my.toml:5: mamba-tiny has no path 'flash'; it has chunked, eager"),
+        ("seq_len = 8\ncheckpoint = true", "my.toml:5: checkpoint belongs to the task 'train', and only there"),
+        ("seq_len = 8\naccumulate = 2", "my.toml:5: accumulate 2 belongs to the task 'train', and only there"),
+        (
+            'seq_len = 8\ndtype = "bfloat16"\nautocast = "bfloat16"',
+            "my.toml:5: autocast bfloat16 with weights in bfloat16: it runs float32 weights in half precision",
+        ),
         ("seq_len = 8\nseed = -1", "my.toml:9: seed = -1: expected 0 or more."),
         ("seq_len = 8\nset = { d_modl = 8 }", "my.toml:9: mamba-tiny has no key 'd_modl'. Did you mean 'd_model'?"),
         ("seq_len = 8\n[cases.set]\nn_layers = 0", "my.toml:10: n_layers = 0: expected more than 0."),
@@ -208,3 +214,35 @@ def test_lines_of_keys():
     assert lines.line(("s", 0, "u", "v")) == 12
     assert lines.line(("s", 1)) == 13
     assert lines.line(("s", 1, "w", "x")) == 14
+
+
+def test_lists_of_ways_are_every_combination():
+    text = CASE.replace("prefill", "train") + (
+        'seq_len = 8\noptimizer = ["sgd", "adamw"]\ncheckpoint = [false, true]\naccumulate = 2\n'
+    )
+
+    assert [case.variations for case in parse(text, "my.toml").cases] == [
+        ("sgd", "accumulate2"),
+        ("sgd", "checkpoint", "accumulate2"),
+        ("accumulate2",),
+        ("checkpoint", "accumulate2"),
+    ]
+
+
+@pytest.mark.parametrize(("device", "path"), [("cpu", "chunked"), ("cuda", "graph")])
+def test_a_path_for_one_device_leaves_the_others_their_own(device: str, path: str):
+    text = CASE + 'seq_len = 8\npath = { cuda = "graph" }\n'
+
+    assert [case.path for case in parse(text, "my.toml", device).cases] == [path]
+
+
+@pytest.mark.parametrize(("device", "path"), [("cpu", "chunked"), ("cuda", "fused")])
+def test_a_family_has_its_own_path_on_a_gpu(device: str, path: str):
+    assert [case.path for case in parse(CASE + "seq_len = 8\n", "my.toml", device).cases] == [path]
+
+
+def test_lengths_by_device():
+    text = CASE + "seq_len = { cpu = 8, cuda = { from = 8, to = 32 } }\n"
+
+    assert [case.seq_len for case in parse(text, "my.toml", "cpu").cases] == [8]
+    assert [case.seq_len for case in parse(text, "my.toml", "cuda").cases] == [8, 16, 32]

@@ -102,7 +102,7 @@ def models() -> list[Row]:
             "n_layers": spec.n_layers,
             "d_model": spec.d_model,
             "vocab_size": spec.vocab_size,
-            "paths": ", ".join(spec.paths),
+            "paths": ", ".join(spec.every_path()),
             "warning": spec.warning,
         }
         for spec in sorted(presets().values(), key=lambda spec: (spec.family, spec.name))
@@ -117,7 +117,7 @@ def families() -> list[Row]:
         {
             "family": family,
             "models": ", ".join(name for name, spec in sorted(presets().items()) if spec.family == family),
-            "paths": ", ".join(kind.paths),
+            "paths": ", ".join(kind.every_path()),
         }
         for family, kind in sorted(kinds().items())
     ]

@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 import click
 
-from benchbench.case import TASKS, Case, completed
+from benchbench.case import SETTINGS, TASKS, Case, completed
 from benchbench.errors import BenchError
 from benchbench.reading import read
-from benchbench.specs import ModelSpec, preset
+from benchbench.specs import preset
 from benchbench.table import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,7 +28,13 @@ def SIZES(function: F) -> F:  # noqa: N802 - a decorator, like FORMATS
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
         click.option("--path", help="The implementation; the family's default if left out."),
         click.option("--optimizer", help="sgd, momentum, adam or adamw (the default where a case trains)."),
-        click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a size of the model."),
+        click.option(
+            "--set",
+            "changes",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Change a size of the model, or of the case: checkpoint=true, accumulate=4, autocast=bfloat16.",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -43,21 +49,23 @@ def case_of(*, model: str | None, changes: Sequence[str] = (), **sizes: Any) -> 
     """
     if model is None:
         raise BenchError("no model is named.", "Pass --model NAME. See: benchbench list models")
-    spec = changed(preset(model), changes)
-    case = read(Case, completed(spec, sizes), model)
+    pairs = settings(changes)
+    own = {key: pairs.pop(key) for key in SETTINGS if key in pairs}
+    spec = preset(model, **pairs)
+    case = read(Case, completed(spec, {**sizes, **own}), model)
     case.require_supported()
     return case
 
 
-def changed(spec: ModelSpec, changes: Sequence[str]) -> ModelSpec:
-    """`spec` with `field=value` changes."""
+def settings(changes: Sequence[str]) -> dict[str, str]:
+    """`field=value` texts, by field."""
     pairs: dict[str, str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise BenchError(f"--set {change}: expected FIELD=VALUE.")
         pairs[key] = value
-    return spec.replace(**pairs) if pairs else spec
+    return pairs
 
 
 def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ()) -> None:

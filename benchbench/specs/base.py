@@ -6,7 +6,6 @@ from pydantic import Field, PositiveInt
 
 from benchbench.value import Value
 
-
 class ModelSpec(Value, frozen=True):
     """A named architecture with its sizes: a value, not a module.
 
@@ -14,7 +13,13 @@ class ModelSpec(Value, frozen=True):
     """
 
     paths: ClassVar[tuple[str, ...]]
-    """The implementations this family has; the first is the default."""
+    """The implementations that run on any device; the first is the default on a CPU."""
+    gpu_paths: ClassVar[tuple[str, ...]] = ()
+    """Those that need an NVIDIA GPU."""
+    cuda_path: ClassVar[str]
+    """The default on a GPU, and what the path 'graph' captures."""
+    wide_stream: ClassVar[bool] = False
+    """Whether the residual stream is float32 whatever the dtype."""
 
     name: str
     family: str
@@ -23,6 +28,11 @@ class ModelSpec(Value, frozen=True):
     vocab_size: int = Field(ge=2)
     tied_head: bool = True
     head_bias: bool = False
+
+    @classmethod
+    def every_path(cls) -> tuple[str, ...]:
+        """All implementations."""
+        return cls.paths + cls.gpu_paths
 
     @property
     def causal(self) -> bool:

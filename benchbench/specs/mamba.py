@@ -11,6 +11,9 @@ class MambaSpec(ModelSpec, frozen=True):
     """Sizes of a Mamba language model. `vocab_size` is the padded one, as in the checkpoints."""
 
     paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")
+    gpu_paths: ClassVar[tuple[str, ...]] = ("fused", "triton", "graph")
+    cuda_path: ClassVar[str] = "fused"
+    wide_stream: ClassVar[bool] = True
 
     family: Literal["mamba"] = "mamba"
     d_state: PositiveInt = 16

@@ -18,6 +18,8 @@ class ResNetBKSpec(ModelSpec, frozen=True):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")
+    gpu_paths: ClassVar[tuple[str, ...]] = ("triton", "graph")
+    cuda_path: ClassVar[str] = "triton"
 
     family: Literal["resnet-bk"] = "resnet-bk"
     form: Form = "bk-causal"

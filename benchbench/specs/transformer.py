@@ -11,6 +11,8 @@ class TransformerSpec(ModelSpec, frozen=True):
     """Sizes of a decoder; `n_kv_heads < n_heads` shares each key and value head among a group of queries."""
 
     paths: ClassVar[tuple[str, ...]] = ("flash", "eager")
+    gpu_paths: ClassVar[tuple[str, ...]] = ("graph",)
+    cuda_path: ClassVar[str] = "flash"
 
     family: Literal["transformer"] = "transformer"
     n_heads: PositiveInt

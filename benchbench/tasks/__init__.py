@@ -7,13 +7,9 @@ gate holds against each other: groups of rows, found and expected.
 from importlib import import_module
 from types import ModuleType
 
-import torch
-
 from benchbench.case import Case
 from benchbench.models import LanguageModel
-from benchbench.tasks.prepared import Pairs, Prepared
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from benchbench.tasks.prepared import DTYPES, Pairs, Prepared
 
 
 def task_module(case: Case) -> ModuleType:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchbench.case import Case
 from benchbench.models import LanguageModel
 from benchbench.synthetic import tokens
-from benchbench.tasks.prepared import Pairs, Prepared, device_of, positions, weights
+from benchbench.tasks.prepared import Pairs, Prepared, autocast, device_of, positions, weights
 
 
 def prepare(model: LanguageModel, case: Case) -> Prepared:
@@ -28,7 +28,8 @@ def prepare(model: LanguageModel, case: Case) -> Prepared:
     @torch.inference_mode()
     def call() -> Tensor:
         state.length = case.seq_len
-        return model.decode(token_B, state)
+        with autocast(model, case):
+            return model.decode(token_B, state)
 
     def held() -> Iterator[Tensor]:
         yield from weights(model)
@@ -42,9 +43,10 @@ def prepare(model: LanguageModel, case: Case) -> Prepared:
 def compare(timed: LanguageModel, reference: LanguageModel, case: Case) -> Pairs:
     """Logits decoded token by token behind half the context, and those of one forward over all of it."""
     tokens_BM = tokens(case.spec.vocab_size, case.batch, case.seq_len + 1, case.seed, device_of(timed))
-    expected_BMV = reference(tokens_BM)
     state = timed.new_state(case.batch, case.seq_len + 1)
     half = tokens_BM.shape[1] // 2
-    found = [timed.prefill(tokens_BM[:, :half], state)]
-    found += [timed.decode(token_B, state) for token_B in tokens_BM[:, half:].unbind(1)]
+    with autocast(timed, case):
+        expected_BMV = reference(tokens_BM)
+        found = [timed.prefill(tokens_BM[:, :half], state)]
+        found += [timed.decode(token_B, state) for token_B in tokens_BM[:, half:].unbind(1)]
     yield positions(torch.stack(found, dim=1)), positions(expected_BMV[:, half - 1 :])

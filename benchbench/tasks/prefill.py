@@ -11,7 +11,7 @@ from torch import Tensor
 from benchbench.case import Case
 from benchbench.models import LanguageModel
 from benchbench.synthetic import tokens
-from benchbench.tasks.prepared import Pairs, Prepared, device_of, positions, weights
+from benchbench.tasks.prepared import Pairs, Prepared, autocast, device_of, positions, weights
 
 
 def prepare(model: LanguageModel, case: Case) -> Prepared:
@@ -21,7 +21,8 @@ def prepare(model: LanguageModel, case: Case) -> Prepared:
 
     @torch.inference_mode()
     def call() -> Tensor:
-        return model.prefill(tokens_BN, model.new_state(case.batch, case.seq_len))
+        with autocast(model, case):
+            return model.prefill(tokens_BN, model.new_state(case.batch, case.seq_len))
 
     def held() -> Iterator[Tensor]:
         yield from weights(model)
@@ -34,7 +35,8 @@ def prepare(model: LanguageModel, case: Case) -> Prepared:
 def compare(timed: LanguageModel, reference: LanguageModel, case: Case) -> Pairs:
     """Logits of every position, and those that prefill gives of the last."""
     tokens_BN = tokens(case.spec.vocab_size, case.batch, case.seq_len, case.seed, device_of(timed))
-    expected_BNV = reference(tokens_BN)
-    yield positions(timed(tokens_BN)), positions(expected_BNV)
-    last_BV = timed.prefill(tokens_BN, timed.new_state(case.batch, case.seq_len))
+    with autocast(timed, case):
+        expected_BNV, found_BNV = reference(tokens_BN), timed(tokens_BN)
+        last_BV = timed.prefill(tokens_BN, timed.new_state(case.batch, case.seq_len))
+    yield positions(found_BNV), positions(expected_BNV)
     yield last_BV.unbind(), expected_BNV[:, -1].unbind()

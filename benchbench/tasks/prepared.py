@@ -1,10 +1,16 @@
 """One measured unit of work, ready to be called again and again."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from benchbench.case import Case
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Pairs = Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]
 """Groups of rows, found and expected: a row is one position's logits, one parameter's gradient, or a loss."""
@@ -27,6 +33,13 @@ def weights(model: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers."""
     yield from model.parameters()
     yield from model.buffers()
+
+
+def autocast(model: nn.Module, case: Case) -> AbstractContextManager[Any]:
+    """Where the forward of `case` runs: under torch's autocast, if it asks for it."""
+    if case.autocast is None:
+        return nullcontext()
+    return torch.autocast(device_of(model).type, dtype=DTYPES[case.autocast])
 
 
 def device_of(model: nn.Module) -> torch.device:
