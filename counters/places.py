@@ -1,7 +1,7 @@
 # pyright: standard
 """Which module the running operation belongs to."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ class ModulePaths:
         self._intervals: list[tuple[int, int, str]] = []
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "ModulePaths":
+    def __enter__(self) -> Self:
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),

@@ -158,10 +158,10 @@ def _torch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
 
 
 def _dispatch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
-    tokens_BN, state = _tokens(case, device), _state(case, model)
+    tokens_BN, state = _tokens(case, device), new_state(case, model)
     with ModulePaths(model) as paths, torch.set_grad_enabled(case.task == "train"), Prices(paths) as prices:
         if state is not None:
-            _forward(case, model, tokens_BN, state)
+            forward(case, model, tokens_BN, state)
         for loss in _losses(case, model, tokens_BN):
             assert loss.grad_fn is not None
             prices.sums.watch(loss.grad_fn)
@@ -219,11 +219,11 @@ class _Traceable(nn.Module):
         self.passes = range(case.accumulate)
 
     def forward(self, tokens_BN: Tensor) -> Tensor:
-        passes = [_forward(self.case, self.model, tokens_BN, _state(self.case, self.model)) for _ in self.passes]
+        passes = [forward(self.case, self.model, tokens_BN, new_state(self.case, self.model)) for _ in self.passes]
         return passes[0] if len(passes) == 1 else torch.stack(passes)
 
 
-def _state(case: Case, model: LanguageModel) -> State | None:
+def new_state(case: Case, model: LanguageModel) -> State | None:
     """What the task continues from, and writes into."""
     if case.task == "train":
         return None
@@ -233,7 +233,7 @@ def _state(case: Case, model: LanguageModel) -> State | None:
     return state
 
 
-def _forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | None) -> Tensor:
+def forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | None) -> Tensor:
     with autocast(model, case):
         if state is None:
             return model.loss(tokens_BN, tokens_BN)
@@ -249,7 +249,7 @@ def _call(case: Case, model: LanguageModel, device: str) -> Callable[[], None]:
                 loss.backward()
         else:
             with torch.no_grad():
-                _forward(case, model, tokens_BN, _state(case, model))
+                forward(case, model, tokens_BN, new_state(case, model))
 
     return call
 
@@ -258,7 +258,7 @@ def _losses(case: Case, model: LanguageModel, tokens_BN: Tensor) -> Iterator[Ten
     """The loss of each pass of a training step, whose gradients begin at nothing."""
     model.zero_grad()
     for _ in range(case.accumulate if case.task == "train" else 0):
-        loss = _forward(case, model, tokens_BN, None)
+        loss = forward(case, model, tokens_BN, None)
         yield loss if case.accumulate == 1 else loss / case.accumulate
 
 

@@ -44,8 +44,8 @@ GROUPS = (
     ),
     Group(
         "trace",
-        "counters.trace counters.dispatch counters.places counters.aten counters.module_check",
-        uses="values counters models tasks",
+        "counters.trace counters.dispatch counters.places counters.aten counters.module_check counters.hardware",
+        uses="values counters models machine tasks",
         others="torch",
         others_lazily="fvcore rich",
     ),

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
+from benchbench.commands import check_hardware
 from benchbench.commands.options import FORMATS, echo_tables
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
@@ -25,7 +26,8 @@ REAL_PARAMS = 1_000_000
 HELP = """Line up the count with what three witnesses say of the real modules.
 
 torch's FLOP counter and fvcore count products; `dispatch` prices every operator that torch runs, and is held against
-the FLOPs that the path executes.
+the FLOPs that the path executes. A fourth, `hardware`, is asked for by name: on an NVIDIA GPU it reads the counters of
+every kernel that two layers launch, and holds products and attention to the last operation.
 """
 
 
@@ -52,7 +54,13 @@ class Outcome:
 @click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes.")
 @click.option("--batch", type=int, default=2, show_default=True)
 @click.option("--suite", help="Check every case of this suite, as shapes, instead.")
-@click.option("--witness", "witnesses", multiple=True, type=click.Choice(WITNESSES), help="Default: all.")
+@click.option(
+    "--witness",
+    "witnesses",
+    multiple=True,
+    type=click.Choice([*WITNESSES, "hardware"]),
+    help="Repeatable. Default: all but hardware.",
+)
 @click.option("--device", type=click.Choice(["cpu", "meta"]), help="With numbers, or as shapes. Default: by size.")
 @click.option("--ops", is_flag=True, help="Module by module.")
 @FORMATS
@@ -62,11 +70,14 @@ def command(
     seq_len: int | None,
     batch: int,
     suite: str | None,
-    witnesses: tuple[Witness, ...],
+    witnesses: tuple[str, ...],
     device: str | None,
     ops: bool,
     output: str,
 ) -> None:
+    if "hardware" in witnesses:
+        check_hardware.command(names, tasks, seq_len, batch, witnesses, output)
+        return
     if suite:
         planned = list(suite_cases(suite, names, tasks))
     else:
@@ -74,7 +85,11 @@ def command(
         planned = [one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device)]
     if not planned:
         raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
-    outcomes = [outcome(case, on, witness) for case, on in planned for witness in witnesses or WITNESSES]
+    outcomes = [
+        outcome(case, on, witness)
+        for case, on in planned
+        for witness in cast("tuple[Witness, ...]", witnesses) or WITNESSES
+    ]
     if output == "json":
         click.echo(json.dumps([as_json(one) for one in outcomes], indent=2))
     else:

@@ -1,0 +1,107 @@
+"""`benchbench check --witness hardware`: what the GPU's own counters say of a case, beside the count."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from benchbench import units
+from benchbench.case import TASKS, Case
+from benchbench.commands.options import echo_tables
+from benchbench.errors import BenchError, UnsupportedError
+from benchbench.specs import preset, presets
+from benchbench.table import Column, Table, build
+
+if TYPE_CHECKING:
+    from benchbench.counters.kernels import Line
+
+LAYERS = 2
+"""How many layers stand for all: they launch the same kernels, and ncu runs each several times."""
+
+SEQ_LEN = 2048
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case under the hardware's counters, by phase and kind, or why there is nothing."""
+
+    case: Case
+    lines: "tuple[Line, ...]"
+    reason: str | None = None
+
+
+def command(
+    names: Sequence[str], tasks: Sequence[str], seq_len: int | None, batch: int, witnesses: Sequence[str], output: str
+) -> None:
+    """Exits with 1 where a kernel's number is not what a rule says."""
+    if len(witnesses) > 1:
+        raise BenchError("--witness hardware goes alone: it runs other cases, on the GPU.")
+    found = [outcome(case) for case in cases(names, tasks or TASKS, seq_len or SEQ_LEN, batch)]
+    if output == "json":
+        click.echo(json.dumps([as_json(one) for one in found], indent=2))
+    else:
+        echo_tables([table(one) for one in found if one.lines], output, list(notes(found)))
+    if any(line.unexplained for one in found for line in one.lines):
+        raise SystemExit(1)
+
+
+def cases(names: Sequence[str], tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:
+    """Each task of each model in bfloat16, on the path that is its family's on a GPU."""
+    for spec in [preset(name) for name in names] or presets().values():
+        few = spec.replace(n_layers=min(spec.n_layers, LAYERS))
+        length = min(seq_len, (spec.longest or seq_len + 1) - 1)
+        for task in tasks:
+            case = Case.of(few, task=task, seq_len=length, batch=batch, dtype="bfloat16", path=spec.cuda_path)
+            if not case.unsupported():
+                yield case
+
+
+def outcome(case: Case) -> Outcome:
+    from benchbench.counters import count
+    from benchbench.counters.hardware import profile
+    from benchbench.counters.kernels import lines
+
+    try:
+        return Outcome(case, lines(count(case), profile(case)))
+    except UnsupportedError as error:
+        return Outcome(case, (), error.message)
+
+
+def table(one: Outcome) -> Table:
+    """One row a phase and kind of kernel."""
+    columns: tuple[Column[Line], ...] = (
+        Column("phase", "phase", "text", lambda line: line.phase),
+        Column("kind", "kind", "text", lambda line: line.kind),
+        Column("kernels", "kernels", "text", lambda line: line.kernels, units.integer),
+        Column("counted", "FLOPs executed", "counted", lambda line: line.counted_flops, units.integer),
+        Column("expected", "by the rules", "counted", lambda line: line.expected, units.integer),
+        Column("found", "of these", "measured", lambda line: line.found, units.integer),
+        Column("tensor", "tensor cores", "measured", lambda line: line.tensor_flops, units.integer),
+        Column("vector", "vector", "measured", lambda line: line.vector_flops, units.integer),
+        Column("special", "special", "measured", lambda line: line.special, units.integer),
+        Column("bytes", "bytes moved", "counted", lambda line: line.counted_bytes, units.size),
+        Column("dram", "device memory", "measured", lambda line: line.dram_bytes, units.size),
+        Column("unexplained", "unexplained", "text", lambda line: "; ".join(line.unexplained)),
+    )
+    return build(one.case.id, (), columns, one.lines)
+
+
+def notes(found: Sequence[Outcome]) -> Iterator[str]:
+    """The verdict, the rules, and how to read the numbers that no rule holds."""
+    held = [line for one in found for line in one.lines if line.rules]
+    exact = sum(not line.unexplained for line in held)
+    yield f"{exact} of {len(held)} that a rule predicts agree to the last operation."
+    yield from sorted({f"hardware: {rule}." for line in held for rule in line.rules})
+    yield "vector: float32 instructions, a fused multiply-add as 2; special functions and half precision are not in it."
+    yield "device memory does not see writes that stay in the cache."
+    yield from (f"{one.case.id}: {one.reason}." for one in found if one.reason)
+
+
+def as_json(one: Outcome) -> dict[str, object]:
+    return {
+        "case": one.case.model_dump(mode="json"),
+        "reason": one.reason,
+        "lines": [line._asdict() for line in one.lines],
+    }

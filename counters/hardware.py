@@ -1,0 +1,172 @@
+# pyright: standard
+"""The hardware witness: what an NVIDIA GPU's own counters saw of a case, kernel by kernel.
+
+The case runs in a process of its own under Nsight Compute (`ncu`), which reads the counters around every kernel. One
+NVTX range is open at a time and names the module and phase that launched the kernel.
+"""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import Node
+from torch.cuda import nvtx
+
+from benchbench.case import Case
+from benchbench.counters.dispatch import graph
+from benchbench.counters.kernels import Kernel
+from benchbench.counters.places import ModulePaths, Place, starred
+from benchbench.errors import BenchError, UnsupportedError
+from benchbench.models import build
+from benchbench.synthetic import tokens
+from benchbench.tasks.prepared import DTYPES
+from benchbench.tasks.train import OPTIMIZERS
+
+INSTRUCTIONS = {
+    "add": "smsp__sass_thread_inst_executed_op_fadd_pred_on.sum",
+    "multiply": "smsp__sass_thread_inst_executed_op_fmul_pred_on.sum",
+    "multiply_add": "smsp__sass_thread_inst_executed_op_ffma_pred_on.sum",
+    "half_add": "smsp__sass_thread_inst_executed_op_hadd_pred_on.sum",
+    "half_multiply": "smsp__sass_thread_inst_executed_op_hmul_pred_on.sum",
+    "half_multiply_add": "smsp__sass_thread_inst_executed_op_hfma_pred_on.sum",
+    "double_add": "smsp__sass_thread_inst_executed_op_dadd_pred_on.sum",
+    "double_multiply": "smsp__sass_thread_inst_executed_op_dmul_pred_on.sum",
+    "double_multiply_add": "smsp__sass_thread_inst_executed_op_dfma_pred_on.sum",
+    "special": "smsp__thread_inst_executed_pipe_xu_pred_on.sum",
+    "tensor": "sm__ops_path_tensor_src_bf16_dst_fp32.sum",
+    "tensor_half": "sm__ops_path_tensor_src_fp16_dst_fp32.sum",
+    "read_bytes": "dram__bytes_read.sum",
+    "written_bytes": "dram__bytes_write.sum",
+}
+"""What is read of each kernel: thread instructions by kind, operations of the tensor cores, bytes of device memory."""
+
+SEPARATOR = "|"
+
+
+def profile(case: Case) -> list[Kernel]:
+    """The kernels of one call of `case` on the GPU, in order, as ncu counted them.
+
+    Raises:
+        UnsupportedError: ncu is not installed, or may not read the counters here.
+        BenchError: The case failed.
+    """
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        raise UnsupportedError("ncu is not installed", "It comes with CUDA's toolkit, as Nsight Compute.")
+    command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--nvtx", "--profile-from-start", "off"]
+    command += ["--clock-control", "none", "--metrics", ",".join(INSTRUCTIONS.values())]
+    command += [sys.executable, "-m", __name__, case.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
+        hint = "NVIDIA's page ERR_NVGPUCTRPERM says how to allow it."
+        raise UnsupportedError("ncu may not read the counters here", hint)
+    if done.returncode != 0:
+        raise BenchError(f"ncu failed on {case.id}: {(done.stderr or done.stdout).strip()[-800:]}")
+    return [kernel_of(row) for row in read(done.stdout.splitlines())]
+
+
+def read(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The kernels in ncu's raw page: its rows by column name; the row of units is left out."""
+    rows = csv.DictReader(line for line in lines if line.startswith('"'))
+    next(rows, None)
+    yield from rows
+
+
+def kernel_of(row: dict[str, str]) -> Kernel:
+    """One launch, placed by the NVTX range that it ran in."""
+    counts = {kind: round(float((row.get(metric) or "0").replace(",", ""))) for kind, metric in INSTRUCTIONS.items()}
+    path, phase = _place(row)
+    return Kernel(row["Kernel Name"], path, phase, counts)
+
+
+def _place(row: dict[str, str]) -> Place:
+    for column, text in row.items():
+        if column and "Push/Pop" in column and text and SEPARATOR in text:
+            phase, _, path = text.split(":")[1].strip('"').partition(SEPARATOR)
+            return path, phase
+    return "", "forward"
+
+
+class Ranges(ModulePaths):
+    """Names the running module and phase to NVTX: forward by module hooks, backward by hooks of the autograd nodes."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__(root)
+        self._names_open: list[str] = []
+
+    def opened(self, phase: str, path: str) -> None:
+        """Exactly one range is open at a time: the outer one is closed meanwhile."""
+        if self._names_open:
+            nvtx.range_pop()
+        self._names_open.append(f"{phase}{SEPARATOR}{starred(path)}")
+        nvtx.range_push(self._names_open[-1])
+
+    def closed(self) -> None:
+        nvtx.range_pop()
+        self._names_open.pop()
+        if self._names_open:
+            nvtx.range_push(self._names_open[-1])
+
+    def watch(self, root: Node) -> list[Node]:
+        """Follows the backward pass from `root`; the nodes must be kept while it runs."""
+        nodes = list(graph(root))
+        for node in nodes:
+            path = self.made_by(node)
+            node.register_prehook(lambda _, path=path: self.opened("backward", path))
+            node.register_hook(lambda *_: self.closed())
+        return nodes
+
+    def _enter_module(self, module: nn.Module, _: Any) -> None:
+        super()._enter_module(module, _)
+        if module in self._names and torch._C._current_autograd_node() is None:
+            self.opened("forward", self._names[module])
+
+    def _leave_module(self, module: nn.Module, *_: Any) -> None:
+        super()._leave_module(module, *_)
+        if module in self._names and torch._C._current_autograd_node() is None:
+            self.closed()
+
+
+def run(case: Case) -> None:
+    """Two calls of `case`, the second of them between the profiler's start and stop."""
+    from benchbench.counters.trace import forward, new_state
+
+    device = torch.device("cuda")
+    model = build(
+        case.spec, path=case.implementation, device=device, dtype=DTYPES[case.dtype], checkpoint=case.checkpoint
+    )
+    model.train(case.task == "train")
+    new = 1 if case.task == "decode" else case.seq_len
+    tokens_BN = tokens(case.spec.vocab_size, case.batch, new, case.seed, device)
+    optimizer = OPTIMIZERS[case.optimizer](model.parameters()) if case.optimizer else None
+    for watched in (False, True):
+        state = new_state(case, model)
+        torch.cuda.synchronize()
+        if watched:
+            torch.cuda.profiler.start()
+        with Ranges(model) as ranges, torch.set_grad_enabled(optimizer is not None):
+            ranges.opened("forward", "")
+            result = forward(case, model, tokens_BN, state)
+            ranges.closed()
+            if optimizer is not None:
+                assert result.grad_fn is not None
+                kept = ranges.watch(result.grad_fn)
+                result.backward()
+                del kept
+                ranges.opened("optimizer", "optimizer")
+                optimizer.step()
+                ranges.closed()
+                optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        if watched:
+            torch.cuda.profiler.stop()
+
+
+if __name__ == "__main__":
+    run(Case.model_validate(json.loads(sys.argv[1])))

@@ -1,0 +1,89 @@
+"""The rules of the hardware witness: by hand, and on what an H200 counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchbench.case import Case
+from benchbench.counters import count
+from benchbench.counters.kernels import Kernel, Product, block_pairs, lines, matched, products, tiled
+from benchbench.specs import preset
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "kernels_h200.json").read_text())
+
+
+def recorded(name: str) -> tuple[Case, list[Kernel]]:
+    run = RECORDED["runs"][name]
+    sizes = dict(run["case"])
+    spec = preset(sizes.pop("model"), n_layers=sizes.pop("n_layers"))
+    keys = ("add", "multiply", "multiply_add", "special", "read_bytes", "written_bytes")
+    empty = dict.fromkeys(keys, 0)
+    return Case.of(spec, **sizes), [Kernel(n, path, phase, {**empty, **c}) for n, path, phase, c in run["kernels"]]
+
+
+def test_tiles_by_hand() -> None:
+    # 50,280 outputs in tiles of 384 are 131, and clusters of two make them 132; one row fills a tile's side of 8.
+    product = Product(1, 50280, 768)
+    assert 2 * (132 * 384) * 8 * 768 in tiled(product, "nvjet_sm90_tst_384x8_64x4_2x1_v_bz_TNT")
+
+
+def test_split_k_rounds_the_depth_up_to_parts() -> None:
+    # 4096 in steps of 64 are 64, which three parts make 66.
+    product = Product(80, 1536, 4096)
+    assert 2 * 96 * 1536 * (66 * 64) in tiled(product, "nvjet_sm90_tst_128x32_64x10_4x1_v_bz_splitK_TTT")
+
+
+def test_a_kernel_without_tiles_in_its_name_runs_what_is_asked() -> None:
+    assert list(tiled(Product(3, 5, 7), "gemm")) == [2 * 3 * 5 * 7]
+
+
+@pytest.mark.parametrize(
+    ("new", "keys", "pairs"),
+    [
+        (2048, 2048, 136 * 128 * 128),  # 16 rows of blocks, of 1 to 16: 136
+        (100, 100, 128 * 128),  # one block, whole
+        (130, 130, 3 * 128 * 128),  # two rows of blocks, of 1 and 2
+        (1, 300, 128 * 384),  # one query sees 300 keys: three blocks
+    ],
+)
+def test_blocks_of_causal_attention(new: int, keys: int, pairs: int) -> None:
+    assert block_pairs(new, keys, 128, 128) == pairs
+
+
+def test_matching_gives_way_where_it_must() -> None:
+    # 0 would take a; only then is nothing left for 1, which has no other.
+    assert matched([[10, 11], [10]]) == {10: 1, 11: 0}
+    assert matched([[10], [10]]) == {10: 0}
+
+
+def test_products_of_a_linear_map() -> None:
+    cost = count(Case.of(preset("mamba-tiny"), task="train", seq_len=32))
+    forward, backward = (
+        next(op for op in cost.ops if op.path.endswith("in_proj") and op.phase == phase)
+        for phase in ("forward", "backward")
+    )
+    # 32 rows of 64 to 256, in two layers.
+    assert list(products(forward)) == [(Product(32, 256, 64), 2)]
+    assert list(products(backward)) == [(Product(32, 64, 256), 2), (Product(256, 64, 32), 2)]
+
+
+@pytest.mark.parametrize("name", ["t_prefill", "t_train"])
+def test_every_product_and_block_that_a_gpu_ran(name: str) -> None:
+    case, kernels = recorded(name)
+    held = [line for line in lines(count(case), kernels) if line.rules]
+    assert {line.kind for line in held} == {"matmul", "attention"}
+    for line in held:
+        assert line.unexplained == ()
+        assert line.expected == line.found == line.tensor_flops > line.counted_flops // 2
+
+
+def test_a_product_that_is_not_the_models_is_found_out() -> None:
+    case, kernels = recorded("t_prefill")
+    i, kernel = next((i, kernel) for i, kernel in enumerate(kernels) if kernel.path.endswith("up_proj"))
+    kernels[i] = Kernel(kernel.name, kernel.path, kernel.phase, {**kernel.counts, "tensor": 12345})
+    line = next(line for line in lines(count(case), kernels) if line.kind == "matmul")
+    assert line.unexplained == (
+        f"{kernel.name} in backbone.layers.*.mlp.up_proj: 12,345",
+        "backbone.layers.*.mlp.up_proj: 2048x768 by 768x2240 did not run",
+    )
