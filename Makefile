@@ -6,17 +6,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 BENCH := $(VENV)/installed-bench
+GPU := $(VENV)/installed-gpu
 DEV := $(VENV)/installed-dev
 TYPES := build/typings/benchbench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench smoke test perf lint clean
+.PHONY: help bench bench-gpu smoke test perf lint clean
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 bench: $(BENCH) ## the main job: every long-context case, counted, traced, and measured where it fits
 	$(BIN)/benchbench run --suite long-context
+
+bench-gpu: $(GPU) ## the long-context and decode suites on an NVIDIA GPU, Mamba on its own kernels
+	$(BIN)/benchbench doctor
+	$(BIN)/benchbench run --suite long-context --suite decode --device cuda
 
 smoke: $(BENCH) ## the same job on tiny models, into a folder that is thrown away
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(BIN)/benchbench run --suite smoke --out "$$out"
@@ -44,6 +49,14 @@ $(VENV)/pyvenv.cfg:
 
 $(BENCH): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) .
+	@touch $@
+
+# Compiled against the torch that is there, hence without isolation; a wheel that pip once built without kernels must
+# not be used again, hence without its cache.
+$(GPU): $(BENCH)
+	$(BIN)/python -m pip install --quiet ninja packaging setuptools wheel einops transformers nvidia-ml-py
+	CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE \
+		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --no-deps causal-conv1d mamba-ssm
 	@touch $@
 
 # Includes what bench needs, so that bench does not install again after it.

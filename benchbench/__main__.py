@@ -21,6 +21,7 @@ SUMMARIES = {
     "report": "Print the tables of RUN: a run folder, or a JSON file of results.",
     "list": "List models, families, suites, cases or runs.",
     "show": "Show one case with its counted cost, or one record of a run.",
+    "doctor": "Say what this machine can measure, and what would spoil it.",
     "completion": "Print a script that completes verbs, options, suites and models in a shell.",
 }
 """What `-h` says of each verb, without importing any; a test holds them to the verbs' own help."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ OnPhase = Callable[[str, int, float | None], None]
 AGREEMENT = 0.1
 MAX_WARMUP_CALLS = 20
 """Warm-up ends here even if no two calls agree, unless the protocol itself asks for more."""
+WAKE_S = 0.05
 
 
 @dataclass
@@ -83,7 +85,12 @@ def host_timer(call: Call) -> float:
 
 
 def cuda_timer(device: torch.device) -> Timer:
-    """Times from an idle GPU to the end of the last kernel, launching included."""
+    """Times one call from an idle GPU to the end of its last kernel, launching included.
+
+    A sample is one call, however short: calls that follow each other without a wait would hide their launching. The
+    second-level cache keeps what the call before left there, as it does between the tokens of a generation; what does
+    not fit in it, the weights of most models, is read from memory in every call.
+    """
 
     def timer(call: Call) -> float:
         with torch.cuda.device(device):
@@ -96,3 +103,22 @@ def cuda_timer(device: torch.device) -> Timer:
             return start.elapsed_time(end) / 1e3
 
     return timer
+
+
+def wake(device: torch.device) -> None:
+    """Keeps a GPU busy until its clocks have risen from idle, which calls of a few microseconds would not make them."""
+    if device.type != "cuda":
+        return
+    a = torch.ones(4096, 4096, dtype=torch.bfloat16, device=device)
+    until = perf_counter() + WAKE_S
+    while perf_counter() < until:
+        torch.mm(a, a)
+        torch.cuda.synchronize(device)
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The name under which the driver knows a GPU, whatever its number here; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    cuda: Any = torch.cuda
+    return f"GPU-{cuda.get_device_properties(device).uuid}"

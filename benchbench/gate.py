@@ -11,13 +11,14 @@ token whose two best experts are nearly level to either, and such a row differs 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from benchbench.case import Case
 from benchbench.models import build
-from benchbench.tasks import DTYPES, task_module
+from benchbench.tasks import DTYPES, graph, task_module
 
 REFERENCE = "eager"
 
@@ -82,6 +83,8 @@ def compare(case: Case, device: str) -> Verdict:
     )
     reference.load_state_dict(timed.state_dict())
     groups = task_module(case).compare(timed, reference, case)
+    if case.path == "graph":
+        groups = chain(groups, graph.compare(timed, case, task_module(case).prepare))
     dtype = case.autocast or case.dtype
     return Verdict(max(difference(found, expected, SPARED[dtype]) for found, expected in groups), TOLERANCE[dtype])
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from benchbench import memory
 from benchbench.case import Case
-from benchbench.clock import OnPhase, sample, timer_for
+from benchbench.clock import OnPhase, gpu_uuid, sample, timer_for, wake
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.gate import gate
+from benchbench.gpu import watched
 from benchbench.models import LanguageModel, build
 from benchbench.record import Checked, Measured, Protocol, Status
 from benchbench.tasks import DTYPES, Prepared, prepare
@@ -120,7 +121,7 @@ class Bench:
     def _measure(self, case: Case, protocol: Protocol, result: Result) -> None:
         self._phase("build")
         model = self._get(case)
-        result.path = model.path
+        result.path = case.path  # of a graph, the model has the path that is captured
         result.check(params=sum(parameter.numel() for parameter in model.parameters()))
         allocations = expected_allocations(model, case, self.device)
         prepared = prepare(model, case)
@@ -180,12 +181,14 @@ def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase
         outputs[:] = [prepared.call()]
 
     fresh = memory.reset_host_peak()
-    timing = sample(call, protocol, timer_for(device), on_phase)
+    wake(device)
+    timing, used = watched(gpu_uuid(device), lambda: sample(call, protocol, timer_for(device), on_phase))
     measured = Measured(
         time_s=tuple(timing.time_s),
         first_call_s=timing.first_call_s,
         warmup_s=tuple(timing.warmup_s),
         host_rss_bytes=memory.host_peak_bytes() if fresh else None,
+        gpu=used,
     )
     return measured, outputs[0]
 

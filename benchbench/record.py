@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from benchbench.case import Case
+from benchbench.gpu import GpuUse
 from benchbench.stats import Summary
 from benchbench.value import Value
 
@@ -60,6 +61,8 @@ class Measured(Value, frozen=True):
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     host_rss_bytes: int | None = None
+    gpu: GpuUse | None = None
+    """The GPU before the first and after the last timed call."""
 
 
 class Checked(Value, frozen=True):
@@ -102,6 +105,8 @@ class Protocol(Value, frozen=True):
     """Sampling stops when half the interval is within this share of the median."""
     case_budget_s: float = Field(default=20.0, gt=0)
     """Sampling stops when a case has used this much, whatever `min_samples` says; the record shows how many it got."""
+    l2: Literal["warm"] = "warm"
+    """What a GPU's second-level cache holds when a call begins: what the call before left there."""
     timeout_s: float = Field(default=600.0, gt=0)
     """A worker silent for longer on one case is killed."""
 

@@ -15,7 +15,8 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     rows, s, d, inner = step.rows, step.width, spec.d_model, spec.d_inner
     rank, n_state = spec.dt_rank, spec.d_state
     n = rows * inner
-    kept = 4 * step.batch * inner if step.capacity else 0
+    # The published kernels keep their state in the weights' dtype, ours in float32.
+    kept = (s if step.path == "fused" else 4) * step.batch * inner if step.capacity else 0
 
     def layer(path: str, formula: Formula) -> Placed:
         return Placed(f"{LAYER}.{path}".rstrip("."), formula, spec.n_layers)

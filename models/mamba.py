@@ -4,7 +4,7 @@ Shape suffixes: B batch, L new tokens, E d_model, D d_inner, N d_state, K d_conv
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +117,13 @@ class Block(nn.Module):
 
 
 class MambaBackbone(Backbone):
+    block: Callable[[MambaSpec, str], nn.Module] = Block
+
     def __init__(self, spec: MambaSpec, path: str) -> None:
         super().__init__()
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.layers = nn.ModuleList(Block(spec, path) for _ in range(spec.n_layers))
+        self.layers = nn.ModuleList(self.block(spec, path) for _ in range(spec.n_layers))
         self.norm_f = RMSNorm(spec.d_model, eps=1e-5)
 
     def forward(self, tokens_BN: Tensor, state: State | None = None) -> Tensor:
@@ -149,6 +151,10 @@ class Mamba(LanguageModel):
         return MambaState([LayerState(zeros(spec.d_conv), zeros(spec.d_state)) for _ in range(spec.n_layers)])
 
 
-def build(spec: MambaSpec, path: str) -> Mamba:
+def build(spec: MambaSpec, path: str) -> LanguageModel:
     """A Mamba with the published initialisation."""
+    if path == "fused":
+        from benchbench.models.mamba_fused import FusedMamba
+
+        return FusedMamba(spec)
     return Mamba(spec, MambaBackbone(spec, path), path)

@@ -9,7 +9,7 @@ R = N·H/K query rows beside one key head, C d_head, E = C/2 rotated pairs.
 
 from collections.abc import Iterator
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,18 @@ from benchbench.models.base import Backbone, LanguageModel, State
 from benchbench.specs.transformer import TransformerSpec
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-"""The attention kernels of the path `flash`: memory linear in N. torch's own fallback, which is not, is shut out."""
+"""The attention kernels whose memory is linear in N. torch's own fallback, which is not, is shut out."""
+
+
+def fused_kernels(q_BHNC: Tensor, visible_NM: Tensor | None) -> list[SDPBackend]:
+    """Those that the path `flash` may run: on CUDA exactly one, so that no other is ever timed under its name.
+
+    In half precision without a mask it is flash attention, else the memory-efficient kernel, which flash has no
+    float32 and no mask for. torch raises an error where that one cannot run.
+    """
+    if q_BHNC.device.type != "cuda":
+        return FUSED
+    return FUSED[:1] if q_BHNC.dtype in (torch.bfloat16, torch.float16) and visible_NM is None else FUSED[1:]
 
 
 class KVCache(State):
@@ -100,26 +111,30 @@ class FlashCore(nn.Module):
                 f"the path 'flash' has no attention dropout on the CPU, but dropout is {dropout}.",
                 "Use the path 'eager', or dropout 0.",
             )
-        group = q_BHNC.shape[1] // k_BKMC.shape[1]
-        if group > 1 and not shares_heads(q_BHNC, visible_NM):
+        kernels = fused_kernels(q_BHNC, visible_NM)
+        group, N = q_BHNC.shape[1] // k_BKMC.shape[1], q_BHNC.shape[2]
+        if group > 1 and kernels == [SDPBackend.EFFICIENT_ATTENTION]:  # wants a key head for every query head
+            if N == 1:  # one query sees all keys, so those of a group can be the rows of one head
+                q_BKRC = q_BHNC.unflatten(1, (-1, group)).squeeze(3)
+                return self._attend(kernels, q_BKRC, k_BKMC, v_BKMC).flatten(1, 2)[:, :, None]
             k_BKMC, v_BKMC = (x_BKMC.repeat_interleave(group, dim=1) for x_BKMC in (k_BKMC, v_BKMC))
-        return F.scaled_dot_product_attention(
+        return self._attend(
+            kernels,
             q_BHNC,
             k_BKMC,
             v_BKMC,
             attn_mask=visible_NM,
             dropout_p=dropout,
             # While torch.jit traces, sizes are tensors.
-            is_causal=bool(visible_NM is None and q_BHNC.shape[2] > 1),
+            is_causal=bool(visible_NM is None and N > 1),
             enable_gqa=bool(q_BHNC.shape[1] != k_BKMC.shape[1]),
         )
 
-
-def shares_heads(q_BHNC: Tensor, visible_NM: Tensor | None) -> bool:
-    """Whether a fused kernel reads grouped keys as they are: on CUDA only flash does, in half precision, unmasked."""
-    if q_BHNC.device.type != "cuda":
-        return True
-    return q_BHNC.dtype != torch.float32 and visible_NM is None
+    @staticmethod
+    def _attend(kernels: list[SDPBackend], q_BHNC: Tensor, k_BKMC: Tensor, v_BKMC: Tensor, **how: Any) -> Tensor:
+        # Here, and not around all layers: a checkpointed layer runs again when the backward comes to it.
+        with sdpa_kernel(kernels):
+            return F.scaled_dot_product_attention(q_BHNC, k_BKMC, v_BKMC, **how)
 
 
 class EagerCore(nn.Module):
@@ -159,11 +174,19 @@ class Attention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if shared.rotation is not None:
-            q_BHNC, k_BKMC = self.rotary(q_BHNC, shared.rotation), self.rotary(k_BKMC, shared.rotation)
+            q_BHNC, k_BKMC = self._rotated(q_BHNC, k_BKMC, shared.rotation)
         if shared.state is not None:
             k_BKMC, v_BKMC = shared.state.extend(self.layer, k_BKMC, v_BKMC)
         y_BHNC = self.core(q_BHNC, k_BKMC, v_BKMC, shared.visible)
         return self.o_proj(y_BHNC.transpose(1, 2).flatten(2))
+
+    def _rotated(self, q_BHNC: Tensor, k_BKNC: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if q_BHNC.shape[2] > 1 or torch.is_grad_enabled():
+            return self.rotary(q_BHNC, rotation), self.rotary(k_BKNC, rotation)
+        # Of one token the calls cost more than their arithmetic: both at once are half of them.
+        heads = (q_BHNC.shape[1], k_BKNC.shape[1])
+        q_BHNC, k_BKNC = self.rotary(torch.cat((q_BHNC, k_BKNC), dim=1), rotation).split(heads, dim=1)
+        return q_BHNC, k_BKNC
 
 
 class GELUMLP(nn.Module):
@@ -246,9 +269,8 @@ class Decoder(Backbone):
             visible=self._visible(position_N, past),
             state=state,
         )
-        with sdpa_kernel(FUSED):
-            for layer in self.layers:
-                x_BND = self.through(layer, x_BND, shared)
+        for layer in self.layers:
+            x_BND = self.through(layer, x_BND, shared)
         if state is not None:
             state.length = end
         return self.norm_f(x_BND)

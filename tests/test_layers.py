@@ -39,7 +39,7 @@ class Group(NamedTuple):
 GROUPS = (
     Group(
         "values",
-        "errors value stats units expression toml_lines reading specs specs.* case record",
+        "errors value stats units expression toml_lines reading specs specs.* case gpu extras record",
         others="pydantic pydantic_core",
     ),
     Group(
@@ -56,9 +56,9 @@ GROUPS = (
         others="sympy",
     ),
     Group("counters", "counters counters.*", uses="values"),
-    Group("models", "models models.*", uses="values", others="torch"),
+    Group("models", "models models.*", uses="values", others="torch", others_lazily="causal_conv1d mamba_ssm triton"),
     Group("suites", "suites suite selection store run_folder fingerprint", uses="values", others="pydantic"),
-    Group("machine", "clock memory env synthetic", uses="values", others="torch psutil"),
+    Group("machine", "clock memory env synthetic probe", uses="values", others="torch psutil"),
     Group("tasks", "tasks tasks.* gate", uses="values models machine", others="torch"),
     Group("worker", "measure worker", uses="values models machine tasks", lazily="trace", others="torch"),
     Group(

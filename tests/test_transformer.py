@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchbench.errors import UnsupportedError
@@ -237,14 +238,19 @@ def test_flash_refuses_what_its_kernel_cannot_do():
     assert model.eval()(random_tokens(GPT2, 1, 8)).isfinite().all()
 
 
-def test_the_slow_kernel_is_shut_out_while_layers_run():
-    model = build(TINY.replace(n_layers=1))
-    allowed = []
-    model.backbone.layers[0].attn.core.register_forward_hook(
-        lambda core, given, out: allowed.append(torch.backends.cuda.math_sdp_enabled())
-    )
-    model(random_tokens(TINY, 1, 8))
-    assert allowed == [False]
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_slow_kernel_is_shut_out_wherever_attention_runs(checkpoint, monkeypatch):
+    # A checkpointed layer runs once forward and once more in backward.
+    model = build(TINY.replace(n_layers=1), checkpoint=checkpoint)
+    allowed, attention = [], F.scaled_dot_product_attention
+
+    def watched(*heads, **how):
+        allowed.append(torch.backends.cuda.math_sdp_enabled())
+        return attention(*heads, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model.backbone(random_tokens(TINY, 1, 8)).sum().backward()
+    assert allowed == [False] * (2 if checkpoint else 1)
     assert torch.backends.cuda.math_sdp_enabled()
 
 

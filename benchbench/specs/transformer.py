@@ -76,6 +76,22 @@ PRESETS = (
         d_ff=2240,
         vocab_size=50280,
     ),
+    # The shape of GPT-3 XL (2005.14165, table 2.1; 32 heads of 64 as in Mamba's table 12), beside mamba-1.4b and with
+    # its vocabulary. Its 2,048 learned positions are doubled: 128 tokens are to be generated behind 2,048.
+    TransformerSpec(
+        name="transformer-1.3b",
+        n_layers=24,
+        d_model=2048,
+        n_heads=32,
+        n_kv_heads=32,
+        d_ff=8192,
+        vocab_size=50280,
+        positions="learned",
+        max_seq_len=4096,
+        norm="layer",
+        activation="gelu",
+        bias=True,
+    ),
     TransformerSpec(
         name="transformer-tiny",
         n_layers=2,

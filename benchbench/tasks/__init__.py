@@ -9,7 +9,8 @@ from types import ModuleType
 
 from benchbench.case import Case
 from benchbench.models import LanguageModel
-from benchbench.tasks.prepared import DTYPES, Pairs, Prepared
+from benchbench.tasks import graph
+from benchbench.tasks.prepared import DTYPES, Pairs, Prepared, device_of
 
 
 def task_module(case: Case) -> ModuleType:
@@ -18,7 +19,8 @@ def task_module(case: Case) -> ModuleType:
 
 def prepare(model: LanguageModel, case: Case) -> Prepared:
     """One measured unit of `case` on `model`, whose device and dtype it takes."""
-    return task_module(case).prepare(model, case)
+    plain = task_module(case).prepare(model, case)
+    return graph.captured(plain, device_of(model)) if case.path == "graph" else plain
 
 
 __all__ = ["DTYPES", "Pairs", "Prepared", "prepare", "task_module"]

@@ -1,3 +1,4 @@
+# pyright: standard
 """The path `graph`: one call captured in a CUDA graph, and replayed.
 
 What a replay does is fixed when it is captured: its kernels, their addresses, and every number that the host computed,
@@ -63,8 +64,11 @@ def capture(call: Callable[[], Tensor], device: torch.device) -> tuple[torch.cud
         try:
             with torch.cuda.graph(graph, stream=stream):
                 output = call()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            # Ending a capture that was broken fails as well, and hides what broke it.
+            reason = str(error.__context__ or error).partition("\n")[0].rstrip(".")
             raise UnsupportedError(
                 f"the path 'graph' cannot capture this call: {reason}.", "Use the path that it captures."
             ) from error
@@ -75,7 +79,7 @@ def capture(call: Callable[[], Tensor], device: torch.device) -> tuple[torch.cud
 
 
 def _clear_workspaces() -> None:
-    torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 @torch.inference_mode()
