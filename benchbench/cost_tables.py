@@ -1,4 +1,4 @@
-"""A case's cost as tables: its sums, its memory, its operations."""
+"""A case's cost as tables: its sums, what a token costs, its memory, its operations."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,16 +8,44 @@ from benchbench.table import Column, Table, build
 if TYPE_CHECKING:
     from benchbench.counters import Cost, Op
 
+Per = dict[str, dict[str, float]]
+"""FLOPs by phase: a token's and a sequence's."""
+
 
 def as_json(cost: "Cost", *, ops: bool) -> dict[str, Any]:
-    """The documented shape: `case`, `counted`, and `ops` on request."""
+    """The documented shape: `case`, `counted`, what a token and a sequence cost, and `ops` on request."""
     found = {"case": cost.case.model_dump(mode="json"), "counted": cost.counted.model_dump(mode="json")}
-    return {**found, "ops": cost.rows()} if ops else found
+    shares = {f"flops_per_{what}": phases for what, phases in per(cost).items()}
+    return {**found, **shares, **({"ops": cost.rows()} if ops else {})}
+
+
+def per(cost: "Cost") -> Per:
+    """FLOPs of forward, backward and both, `token` by token and `sequence` by sequence, on average.
+
+    Tokens are those read, or the one written where decoding. The optimizer's step is left out: it is the same however
+    many tokens came before it.
+    """
+    case = cost.case
+    phases = ("forward", "backward") if case.task == "train" else ("forward",)
+    flops = {phase: cost.counted.flops_by_phase[phase] for phase in phases}
+    if len(flops) > 1:
+        flops["forward and backward"] = sum(flops.values())
+    sequences = case.batch * case.accumulate
+    tokens = sequences * (1 if case.task == "decode" else case.seq_len)
+    return {
+        what: {phase: divided(n, number) for phase, n in flops.items()}
+        for what, number in (("token", tokens), ("sequence", sequences))
+    }
+
+
+def divided(dividend: int, divisor: int) -> int | float:
+    """A whole number where it is one: floats lose FLOPs above 2^53."""
+    return dividend / divisor if dividend % divisor else dividend // divisor
 
 
 def tables(cost: "Cost") -> list[Table]:
     """What `benchbench count` prints of one case."""
-    return [sums_table(cost), memory_table(cost)]
+    return [sums_table(cost), per_table(cost), memory_table(cost)]
 
 
 def sums_table(cost: "Cost") -> Table:
@@ -39,6 +67,17 @@ def sums_table(cost: "Cost") -> Table:
         ("parameters", units.integer(counted.params), units.count(counted.params)),
     ]
     return plain_table(f"{cost.case.id}: FLOPs", ("what", "FLOPs", ""), rows)
+
+
+def per_table(cost: "Cost") -> Table:
+    """What one token and one sequence cost, the optimizer's step left out."""
+    shares = per(cost)
+    rows = [
+        (f"{phase}, a {what}", units.integer(round(flops)), units.flops(flops))
+        for what, phases in shares.items()
+        for phase, flops in phases.items()
+    ]
+    return plain_table(f"{cost.case.id}: FLOPs a token and a sequence", ("what", "FLOPs", ""), rows)
 
 
 def memory_table(cost: "Cost") -> Table:

@@ -130,8 +130,8 @@ def closed_form(case: Case, names: Iterable[str] = ("N",)) -> ClosedForm:
             raise unknown("size", name, known)
     trail: dict[Condition, None] = {}
     sized = {known[name][0]: Sized(known[name][1], symbol(name), trail) for name in chosen}
-    forms = _forms(_with_sizes(case, sized))
-    open_ = tuple(reduced for condition in trail if (reduced := _reduced(condition)))
+    forms = _forms(with_sizes(case, sized))
+    open_ = tuple(one for condition in trail if (one := reduced(condition)))
     return ClosedForm(case, {name: known[name][0] for name in chosen}, forms, tuple(dict.fromkeys(open_)))
 
 
@@ -160,7 +160,7 @@ def in_length(case: Case, limit: int = LIMIT) -> InLength:
     return InLength(case, tuple(pieces), None)
 
 
-def _with_sizes(case: Case, sized: dict[str, Sized]) -> Case:
+def with_sizes(case: Case, sized: dict[str, Sized]) -> Case:
     """The case with some sizes replaced, unvalidated: validation would make plain numbers of them."""
     spec: ModelSpec = case.spec.model_copy(update={k: v for k, v in sized.items() if k in type(case.spec).model_fields})
     return case.model_copy(update={"spec": spec, **{k: v for k, v in sized.items() if k in SYMBOL_OF}})
@@ -184,7 +184,7 @@ def collected(form: Any) -> Any:
     return expanded if expanded.free_symbols <= {N} else sympy.collect(expanded, N, func=sympy.factor)
 
 
-def _reduced(condition: Condition) -> Condition | None:
+def reduced(condition: Condition) -> Condition | None:
     """The condition without its positive factors; None where all sizes of 1 and more meet it."""
     factored: Any = sympy.factor(condition.difference)
     rest, signs = sympy.Integer(1), condition.signs

@@ -51,7 +51,7 @@ GROUPS = (
     ),
     Group(
         "symbolic",
-        "counters.symbolic counters.notation counters.sized counters.stepwise counters.crossover",
+        "counters.symbolic counters.notation counters.sized counters.stepwise counters.crossover counters.op_forms",
         uses="values counters",
         others="sympy",
     ),
@@ -63,9 +63,9 @@ GROUPS = (
     Group("worker", "measure worker", uses="values models machine tasks", lazily="trace", others="torch"),
     Group(
         "tables",
-        "table cost_tables columns scaling findings lead plot report publish",
+        "table cost_tables formula_tables columns scaling findings lead plot report publish",
         uses="values suites",
-        lazily="counters",
+        lazily="counters symbolic",
         others="rich",
         others_lazily="matplotlib pandas pydantic tabulate",
     ),

@@ -1,17 +1,32 @@
-"""`benchbench show`: one case with its counted cost, or one record with everything that is known of it."""
+"""`benchbench show`: one case with its formulas, numbers and witnesses, or one record with all that is known of it."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from benchbench.case import Case, completed
 from benchbench.commands.names import SuiteName
 from benchbench.commands.options import FORMATS, echo_tables
+from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, unknown
-from benchbench.table import Column, build
+from benchbench.reading import read
+from benchbench.table import Column, Table, build
+
+if TYPE_CHECKING:
+    from benchbench.commands.check import Outcome
 
 Leaf = tuple[str, str | int | float | None]
+
+ID = re.compile(
+    r"(?P<model>[^/]+)/(?P<task>[^/]+)/N(?P<seq_len>\d+)/B(?P<batch>\d+)/(?P<dtype>[^/]+)/(?P<path>[^/]+)"
+    r"(?:/autocast-(?P<autocast>[^/]+))?(?:/(?P<optimizer>sgd|momentum|adam))?(?:/(?P<checkpoint>checkpoint))?"
+    r"(?:/accumulate(?P<accumulate>\d+))?"
+)
+"""What `Case.id` writes."""
 
 
 @click.command()
@@ -19,45 +34,131 @@ Leaf = tuple[str, str | int | float | None]
 @click.option("--suite", "suites", multiple=True, type=SuiteName(), help="Look in this suite. Default: all.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Look among the records of this run folder.")
 @click.option("--device", default="cpu", show_default=True, help="The device whose cases a suite lists.")
+@click.option("--witness", "chosen", multiple=True, type=click.Choice(WITNESSES), help="Run this tracer beside.")
+@click.option("--witnesses", "every", is_flag=True, help="Run every tracer that can see the case.")
+@click.option("--formulas/--no-formulas", default=True, show_default=True, help="With each operation's closed form.")
 @FORMATS
-def command(name: str, suites: tuple[str, ...], folder: Path | None, device: str, output: str) -> None:
+def command(
+    name: str,
+    suites: tuple[str, ...],
+    folder: Path | None,
+    device: str,
+    chosen: tuple[Witness, ...],
+    every: bool,
+    formulas: bool,
+    output: str,
+) -> None:
     """Show one case with its counted cost, or one record of a run.
 
-    CASE_OR_KEY is an id, as `list cases` prints it, or its beginning; among the records of a run, or without --suite
-    in any run under results/runs, also a key.
+    CASE_OR_KEY is an id, as `list cases` prints it, or its beginning; an id of that form that no suite has is counted
+    too. Among the records of a run, or without --suite in any run under results/runs, also a key.
+
+    A case is shown op by op, each with its formula. A tracer's number stands beside the one that the count and the
+    named rules predict for it; it runs the real module, which takes seconds.
     """
-    found = record_of(name, folder) if folder or _is_key(name) else case_of(name, suites, device)
+    if folder or _is_key(name):
+        found = record_of(name, folder)
+        shown = [leaves_table(str(found.get("id") or found.get("key")), found)]
+        notes: list[str] = []
+    else:
+        case = case_of(name, suites, device)
+        witnessed = [] if case.unsupported() else outcomes(case, WITNESSES if every else chosen)
+        if output == "json":
+            found, shown, notes = case_json(case, witnessed, formulas=formulas), [], []
+        else:
+            found, (shown, notes) = {}, case_tables(case, witnessed, formulas=formulas)
     if output == "json":
         click.echo(json.dumps(found, indent=2))
-        return
-    columns: tuple[Column[Leaf], ...] = (
-        Column("field", "field", "text", lambda leaf: leaf[0]),
-        Column(
-            "value",
-            "value",
-            "text",
-            lambda leaf: leaf[1],
-            lambda value: f"{value:,}" if _is_size(value) else str(value),
-        ),
-    )
-    title = str(found.get("id") or found.get("key"))
-    echo_tables([build(title, (), columns, leaves(found))], output)
+    else:
+        echo_tables(shown, output, notes)
 
 
-def case_of(name: str, suites: tuple[str, ...], device: str) -> dict[str, Any]:
-    """A suite's case: what it is, and what it costs by the count."""
-    from benchbench.counters import count
+def case_of(name: str, suites: tuple[str, ...], device: str) -> Case:
+    """A suite's case with this id, else the one that the id spells out, else the one suite's case that begins so.
+
+    Raises:
+        BenchError: There is none, or several, or the id names what does not exist.
+    """
     from benchbench.suite import built_in, load
 
     cases = {case.id: case for suite in suites or tuple(built_in()) for case in load(suite, device).cases}
-    case = cases[_pick(name, list(cases), "case", "See: benchbench list cases")]
-    reason = case.unsupported()
-    return {
-        "id": case.id,
-        "case": case.model_dump(mode="json"),
-        "unsupported": reason,
-        "counted": None if reason else count(case).counted.model_dump(mode="json"),
-    }
+    if name not in cases and not suites and (found := parsed(name)):
+        return found
+    return cases[_pick(name, list(cases), "case", "See: benchbench list cases")]
+
+
+def parsed(name: str) -> Case | None:
+    """The case whose `id` is `name`, of a preset or `preset+field=value`; None where `name` has not the form of one.
+
+    Raises:
+        BenchError: It has the form, but a part of it does not exist or does not fit the others.
+    """
+    from benchbench.suite import variant
+
+    match = ID.fullmatch(name)
+    if match is None:
+        return None
+    parts = {key: value for key, value in match.groupdict().items() if value is not None}
+    sizes = {key: int(value) if value.isdigit() else value for key, value in parts.items() if key != "model"}
+    if "checkpoint" in sizes:
+        sizes["checkpoint"] = True
+    model, *changes = parts["model"].split("+")
+    fields = {key: value for key, _, value in (change.partition("=") for change in changes)}
+    case = read(Case, completed(variant(model, fields, lambda _: f"{name}: "), sizes), name)
+    if case.id != name:
+        raise BenchError(f"no case '{name}'. Did you mean '{case.id}'?", "See: benchbench list cases")
+    return case
+
+
+def outcomes(case: Case, witnesses: Sequence[Witness]) -> "list[Outcome]":
+    """The case under each witness: with numbers where the model is small, as shapes otherwise."""
+    if not witnesses:
+        return []
+    from benchbench.commands.check import REAL_PARAMS, outcome
+    from benchbench.counters import count
+
+    on = "cpu" if count(case).params <= REAL_PARAMS else "meta"
+    return [outcome(case, on, witness) for witness in witnesses]
+
+
+def case_json(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -> dict[str, Any]:
+    """What the case is, what it costs, op by op, and what the witnesses say."""
+    from benchbench import cost_tables
+    from benchbench.counters import count
+
+    found: dict[str, Any] = {"id": case.id, "case": case.model_dump(mode="json"), "unsupported": case.unsupported()}
+    if case.unsupported():
+        return {**found, "counted": None}
+    from benchbench.commands.check import as_json
+
+    found |= cost_tables.as_json(count(case), ops=True)
+    if formulas:
+        from benchbench import formula_tables
+
+        found |= formula_tables.as_json(count(case))
+    return {**found, "witnesses": [as_json(one) for one in witnessed]}
+
+
+def case_tables(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -> tuple[list[Table], list[str]]:
+    """The same as tables, with the notes below them."""
+    from benchbench import cost_tables
+    from benchbench.counters import count
+
+    facts = leaves_table(case.id, {"case": case.model_dump(mode="json"), "unsupported": case.unsupported()})
+    if case.unsupported():
+        return [facts], []
+    from benchbench.commands.check import ops_table
+
+    cost, notes = count(case), [case.spec.warning] if case.spec.warning else []
+    operations = cost_tables.ops_table(cost)
+    if formulas:
+        from benchbench import formula_tables
+
+        operations, legend = formula_tables.table(cost)
+        notes = [legend, *notes]
+    notes += [f"{one.witness} on {one.device}: {one.reason}." for one in witnessed if one.check is None]
+    checks = [ops_table(one.check) for one in witnessed if one.check]
+    return [facts, *cost_tables.tables(cost), operations, *checks], notes
 
 
 def record_of(name: str, folder: Path | None) -> dict[str, Any]:
@@ -86,6 +187,21 @@ def _pick(name: str, names: list[str], what: str, hint: str) -> str:
     if len(close) > 1:
         raise BenchError(f"{len(close)} {what}s begin with '{name}'.", f"Among them: {', '.join(close[:4])}.")
     return close[0]
+
+
+def leaves_table(title: str, data: Any) -> Table:
+    """One row a field."""
+    columns: tuple[Column[Leaf], ...] = (
+        Column("field", "field", "text", lambda leaf: leaf[0]),
+        Column(
+            "value",
+            "value",
+            "text",
+            lambda leaf: leaf[1],
+            lambda value: f"{value:,}" if _is_size(value) else str(value),
+        ),
+    )
+    return build(title, (), columns, leaves(data))
 
 
 def leaves(data: Any, path: str = "") -> list[Leaf]:
