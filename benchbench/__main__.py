@@ -19,8 +19,9 @@ SUMMARIES = {
     "check": "Line up the count with what three witnesses say of the real modules.",
     "claims": "Recompute published numbers by the count: confirmed, refuted or undecided.",
     "report": "Print the tables of RUN: a run folder, or a JSON file of results.",
-    "list": "List models, families, suites, cases or runs.",
+    "list": "List models, families, suites, cases, runs or devices.",
     "show": "Show one case with its counted cost, or one record of a run.",
+    "calibrate": "Measure this device's ceilings, which counted times then stand on.",
     "doctor": "Say what this machine can measure, and what would spoil it.",
     "completion": "Print a script that completes verbs, options, suites and models in a shell.",
 }

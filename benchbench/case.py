@@ -9,7 +9,7 @@ from benchbench.errors import UnsupportedError
 from benchbench.specs import ModelSpec, from_dict
 from benchbench.value import Value
 
-Task = Literal["prefill", "decode", "train"]
+Task = Literal["prefill", "decode", "train", "core"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
@@ -40,8 +40,8 @@ def completed(spec: ModelSpec, sizes: Mapping[str, Any], device: str = "cpu") ->
 class Case(Value, frozen=True):
     """ModelSpec x task x size, fully resolved: equal cases cost the same.
 
-    `seq_len` is the tokens read (prefill, train) or those already behind the one token written (decode); `batch` the
-    sequences of one pass.
+    `seq_len` is the tokens read (prefill, train, core) or those already behind the one token written (decode); `batch`
+    the sequences of one pass.
     """
 
     spec: SerializeAsAny[ModelSpec]
@@ -71,6 +71,7 @@ class Case(Value, frozen=True):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        object.__setattr__(self, "spec", self.spec.cut(mixer_alone=self.task == "core"))
         if self.path not in (known := self.spec.every_path()):
             raise ValueError(f"{self.spec.name} has no path '{self.path}'; it has {', '.join(known)}")
         if (self.optimizer is None) == (self.task == "train"):
@@ -82,6 +83,10 @@ class Case(Value, frozen=True):
             raise ValueError(
                 f"autocast {self.autocast} with weights in {self.dtype}: it runs float32 weights in half precision\n"
                 "Give dtype float32, and autocast bfloat16 or float16."
+            )
+        if self.autocast is not None and self.task == "core":
+            raise ValueError(
+                "autocast is about products with weights, and the task 'core' has none\nGive the dtype of its inputs."
             )
         if self.task == "train" and self.seq_len == 1:
             raise ValueError(
@@ -127,6 +132,8 @@ class Case(Value, frozen=True):
 
     def unsupported(self) -> str | None:
         """Why the architecture cannot do this, or None: an answer about the model, not about the machine."""
+        if self.task == "core":
+            return None
         spec = self.spec
         tokens = self.seq_len + (self.task == "decode")
         if spec.longest is not None and tokens > spec.longest:
@@ -134,7 +141,7 @@ class Case(Value, frozen=True):
         if self.task == "decode" and not spec.decodes:
             return f"{spec.name} sees later tokens: it cannot generate token by token"
         if self.task == "train" and self.path == "graph":
-            return "the path 'graph' captures prefill and decode, not training"
+            return "the path 'graph' captures prefill, decode and core, not training"
         if self.task == "train" and not spec.trains_next_token:
             return f"{spec.name} sees later tokens: its next-token loss would mean nothing"
         return None

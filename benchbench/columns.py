@@ -1,16 +1,19 @@
 """Which columns a record fills, and which records share a table."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchbench import units
 from benchbench.case import TASKS
+from benchbench.devices import Device, reported
 from benchbench.record import Counted, Measured, Record
 from benchbench.stats import Summary
 from benchbench.table import Column, Plain, Table, build
 
 RecordColumn = Column[Record]
+Environments = Mapping[str, Mapping[str, Any]]
+"""What the worker said of its machine and software, by the id that records name."""
 
 
 def time_of(record: Record) -> Summary | None:
@@ -79,7 +82,7 @@ def reason(record: Record) -> str:
 def model_columns() -> tuple[RecordColumn, ...]:
     """Parameters, once a model."""
     return (
-        RecordColumn("model", "model", "text", lambda r: r.case.model),
+        RecordColumn("model", "model", "text", lambda r: r.case.model + " (core)" * r.case.spec.mixer_alone),
         RecordColumn("family", "family", "text", lambda r: r.case.family),
         RecordColumn(
             "counted_params", "parameters", "counted", lambda r: r.counted and r.counted.params, units.integer
@@ -96,8 +99,10 @@ def model_columns() -> tuple[RecordColumn, ...]:
 
 
 def outer_params(record: Record) -> int:
-    """Parameters of the token embedding and of the head, a tied one counted once."""
+    """Parameters of the token embedding and of the head, a tied one counted once; a mixer alone has neither."""
     spec = record.case.spec
+    if spec.mixer_alone:
+        return 0
     matrices = 1 if spec.tied_head else 2
     return matrices * spec.vocab_size * spec.d_model + (spec.vocab_size if spec.head_bias else 0)
 
@@ -106,7 +111,64 @@ def built_params(record: Record) -> int | None:
     return record.checked.params if record.checked else None
 
 
-def case_columns(records: Sequence[Record]) -> tuple[RecordColumn, ...]:
+def device_of(record: Record, environments: Environments) -> Device | None:
+    """The GPU that a record was measured on, if its peaks are known."""
+    gpu = environments.get(record.env, {}).get("gpu")
+    return reported(gpu["name"]) if gpu else None
+
+
+def peak_flops_per_s(record: Record, environments: Environments) -> float | None:
+    """The dense peak of what the case multiplies in: of TF32 where torch may round float32 to it."""
+    device, dtype = device_of(record, environments), record.case.autocast or record.case.dtype
+    if device is None:
+        return None
+    rounded = environments[record.env].get("flags", {}).get("matmul_tf32")
+    return device.peak("tf32" if dtype == "float32" and rounded else dtype)
+
+
+def utilisation(
+    work: Callable[[Counted], int], ceiling: Callable[[Record], float | None]
+) -> Callable[[Record], float | None]:
+    """Counted work over measured time, as a share of the device's ceiling; None where one of the three is missing."""
+
+    def share(record: Record) -> float | None:
+        time, most = time_of(record), ceiling(record)
+        if time is None or most is None or record.counted is None:
+            return None
+        return work(record.counted) / time.median / most
+
+    return share
+
+
+def utilisation_columns(records: Sequence[Record], environments: Environments) -> tuple[RecordColumn, ...]:
+    """MFU and HFU, or while decoding the memory's; none where no record was timed on a device of known peaks.
+
+    MFU divides the model's arithmetic, HFU what the path runs, by the dense peak of the dtype.
+    """
+
+    def flops(record: Record) -> float | None:
+        return peak_flops_per_s(record, environments)
+
+    def bandwidth(record: Record) -> float | None:
+        device = device_of(record, environments)
+        return device and device.memory_bytes_per_s
+
+    def column(name: str, title: str, share: Callable[[Record], float | None], detail: int) -> RecordColumn:
+        return RecordColumn(name, title, "measured", share, units.percent, detail=detail)
+
+    moved = utilisation(lambda c: c.bytes_moved, bandwidth)
+    columns = (
+        (column("bandwidth_utilisation", "bandwidth", moved, 0),)
+        if records[0].case.task == "decode"
+        else (
+            column("mfu", "MFU", utilisation(lambda c: c.flops, flops), 0),
+            column("hfu", "HFU", utilisation(lambda c: c.executed_flops, flops), 4),
+        )
+    )
+    return columns if any(column.read(record) is not None for column in columns for record in records) else ()
+
+
+def case_columns(records: Sequence[Record], environments: Environments | None = None) -> tuple[RecordColumn, ...]:
     """The columns of one task's table: identity, counted, traced, measured, how it ran and why not."""
     counted = [record.counted for record in records if record.counted]
     basis = peak_basis(records)
@@ -119,6 +181,8 @@ def case_columns(records: Sequence[Record]) -> tuple[RecordColumn, ...]:
 
     decode = records[0].case.task == "decode"
     sized = len({record.case.batch for record in records}) > 1
+    ways = {(record.case.model, record.case.path) for record in records}
+    several = len(ways) > len({model for model, _ in ways})
     columns: list[RecordColumn] = [
         RecordColumn("n", "N", "text", lambda r: r.case.seq_len, units.integer),
         *([RecordColumn("batch", "B", "text", lambda r: r.case.batch)] if sized else []),
@@ -151,6 +215,7 @@ def case_columns(records: Sequence[Record]) -> tuple[RecordColumn, ...]:
             "measured_half_ratio", "±", "measured", lambda r: (t := time_of(r)) and t.half_ratio, units.percent
         ),
         RecordColumn("measured_tokens_per_s", "tok/s", "measured", lambda r: r.tokens_per_s, units.count),
+        *utilisation_columns(records, environments or {}),
         RecordColumn(
             "measured_peak_bytes",
             f"peak {byte_name}",
@@ -166,7 +231,7 @@ def case_columns(records: Sequence[Record]) -> tuple[RecordColumn, ...]:
             units.seconds,
             detail=3,
         ),
-        RecordColumn("path", "path", "text", lambda r: r.path, detail=1),
+        RecordColumn("path", "path", "text", lambda r: r.path, detail=0 if several else 1),
         RecordColumn("status", "status", "text", lambda r: r.status, note=reason),
     ]
     return tuple(columns)
@@ -225,17 +290,26 @@ def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
     return groups
 
 
-def case_table(group: Group, records: Sequence[Record], labels: Iterable[tuple[str, Plain]] = ()) -> Table:
-    """One group's table; `labels` stand before its own."""
+def case_table(
+    group: Group,
+    records: Sequence[Record],
+    labels: Iterable[tuple[str, Plain]] = (),
+    environments: Environments | None = None,
+) -> Table:
+    """One group's table; `labels` stand before its own. Utilisations need the records' `environments`."""
     own = (("task", group.task), ("dtype", group.dtype), ("batch", group.batch), ("optimizer", group.optimizer))
-    return build(group.title, (*labels, *own), case_columns(records), records)
+    return build(group.title, (*labels, *own), case_columns(records, environments), records)
 
 
 def model_table(records: Iterable[Record]) -> Table:
-    """One row for each architecture, from its first record that was counted and the first that was built."""
-    chosen: dict[tuple[str, str], Record] = {}
+    """One row for each architecture, from its first record that was counted and the first that was built.
+
+    Its mixer alone has a row of its own.
+    """
+    chosen: dict[tuple[str, bool, str], Record] = {}
     for record in records:
-        name = (record.case.model, record.case.spec.model_dump_json())
+        spec = record.case.spec
+        name = (spec.name, spec.mixer_alone, spec.model_dump_json())
         if name not in chosen or (built_params(chosen[name]) is None and built_params(record) is not None):
             chosen[name] = record
     return build("parameters", (), model_columns(), [chosen[name] for name in sorted(chosen)])

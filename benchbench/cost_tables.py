@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from benchbench import units
+from benchbench.record import Counted
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
@@ -12,9 +13,13 @@ Per = dict[str, dict[str, float]]
 """FLOPs by phase: a token's and a sequence's."""
 
 
-def as_json(cost: "Cost", *, ops: bool) -> dict[str, Any]:
-    """The documented shape: `case`, `counted`, what a token and a sequence cost, and `ops` on request."""
-    found = {"case": cost.case.model_dump(mode="json"), "counted": cost.counted.model_dump(mode="json")}
+def as_json(cost: "Cost", *, ops: bool, counted: Counted | None = None) -> dict[str, Any]:
+    """The documented shape: `case`, `counted`, what a token and a sequence cost, and `ops` on request.
+
+    `counted` are the sums with their time on a device, where one was named.
+    """
+    sums = counted or cost.counted
+    found = {"case": cost.case.model_dump(mode="json"), "counted": sums.model_dump(mode="json")}
     shares = {f"flops_per_{what}": phases for what, phases in per(cost).items()}
     return {**found, **shares, **({"ops": cost.rows()} if ops else {})}
 
@@ -43,9 +48,18 @@ def divided(dividend: int, divisor: int) -> int | float:
     return dividend / divisor if dividend % divisor else dividend // divisor
 
 
-def tables(cost: "Cost") -> list[Table]:
-    """What `benchbench count` prints of one case."""
-    return [sums_table(cost), per_table(cost), memory_table(cost)]
+def tables(cost: "Cost", counted: Counted | None = None) -> list[Table]:
+    """What `benchbench count` prints of one case; with `counted` on a device, its time too."""
+    timed = [time_table(cost, counted)] if counted else []
+    return [sums_table(cost), per_table(cost), memory_table(cost), *timed]
+
+
+def time_table(cost: "Cost", counted: Counted) -> Table:
+    """The time of one call on a device, with its range, and what it stands on."""
+    seconds = {"time": counted.time_s, "at least": counted.time_low_s, "at most": counted.time_high_s}
+    rows = [(what, units.seconds(value), "") for what, value in seconds.items() if value is not None]
+    rows += [("basis", counted.time_basis or "nothing is known of this device's speed", "")]
+    return plain_table(f"{cost.case.id}: time on {counted.device}", ("what", "one call", ""), rows)
 
 
 def sums_table(cost: "Cost") -> Table:

@@ -82,6 +82,8 @@ def _alarms(records: Sequence[Record]) -> Iterable[Finding]:
         if checked.gate == "failed":
             error = "" if checked.gate_error is None else f" by {digits(checked.gate_error)}"
             yield Finding(f"GATE FAILED: {name}: differs from the reference path{error}.", alarm=True)
+        if checked.memory == "differs":
+            yield Finding(f"UNEXPLAINED: {name}: {record.reason}.", alarm=True)
 
 
 def _ratios(records: Sequence[Record]) -> Iterable[Finding]:
@@ -110,8 +112,9 @@ def warnings(records: Iterable[Record]) -> list[Finding]:
 
 
 def sizes(records: Iterable[Record]) -> Finding | None:
-    """How far the models' counted parameters lie apart: a comparison at equal size must be one."""
-    params = {record.case.model: record.counted.params for record in records if record.counted}
+    """How far the counted parameters of whole models lie apart: a comparison at equal size must be one."""
+    whole = [record for record in records if not record.case.spec.mixer_alone]
+    params = {record.case.model: record.counted.params for record in whole if record.counted}
     if len(params) < 2:
         return None
     least, most = min(params, key=lambda m: params[m]), max(params, key=lambda m: params[m])

@@ -2,19 +2,25 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchbench import units
 from benchbench.case import Case
 from benchbench.counters import Cost, count
 from benchbench.fingerprint import fingerprint
 from benchbench.launch import Outcome
-from benchbench.plan import Forecast, Planner, Series, series_of
+from benchbench.plan import Forecast, Planner, Series, built_of, series_of
 from benchbench.progress import duration
-from benchbench.record import FINAL, SCHEMA, Record
+from benchbench.record import FINAL, SCHEMA, Checked, Record
 from benchbench.stats import summarize
 from benchbench.store import Environment, key, machine_id, short_hash
 from benchbench.suite import Suite
+
+ROUND_S = 5.0
+"""Of each series' time, in which a worker keeps to one model as far as it can: to build one takes a second or two."""
+
+MEMORY_RATIO = 0.01
+"""How far the peak of requested bytes on a GPU may be from the counted one: a share of that."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +104,62 @@ def plan(jobs: Sequence[Job], planner: Planner, left_s: float | None, memory_byt
     return planned
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A job and the seconds that its series will have used once it is done."""
+
+    job: Job
+    forecast: Forecast
+    used_s: float
+
+    @property
+    def round(self) -> int:
+        return int(self.used_s / ROUND_S)
+
+
 def fair(forecasts: Sequence[tuple[Job, Forecast]], planner: Planner) -> list[tuple[Job, Forecast]]:
     """Shortest first in each series; of the series, next is the one that would then have used the least time.
 
     So a series whose cases are all short does not use up the time in which others could have had their first.
+    Uses that differ by less than a round are alike: then one model after the other, that which the worker holds
+    first, and training last, which spoils it.
     """
     used: dict[Series, float] = {}
-    turns: list[tuple[float, Job, Forecast]] = []
+    turns: list[Turn] = []
     for job, forecast in sorted(forecasts, key=lambda pair: pair[1].wall_s):
         series = series_of(job.case)
         used[series] = used.get(series, planner.spent_s(series)) + forecast.wall_s
-        turns.append((used[series], job, forecast))
-    return [(job, forecast) for _, job, forecast in sorted(turns, key=lambda turn: turn[0])]
+        turns.append(Turn(job, forecast, used[series]))
+    turns.sort(key=lambda turn: turn.used_s)
+    models = dict.fromkeys(built_of(turn.job.case) for turn in turns)
+    rank = {model: -1 if model == planner.held else place for place, model in enumerate(models)}
+    turns.sort(key=lambda turn: (turn.round, rank[built_of(turn.job.case)], turn.job.case.task == "train"))
+    return [(turn.job, turn.forecast) for turn in turns]
 
 
 def spent_on(jobs: Sequence[Job], records: Mapping[str, Record]) -> float:
     """Seconds that the measured cases among `jobs` took. Traces of skipped ones count against nothing."""
     done = [records[job.key] for job in jobs if job.key in records]
     return sum(record.wall_s for record in done if record.status != "skipped")
+
+
+def held_against_count(job: Job, outcome: Outcome, memory_bytes: int) -> Outcome:
+    """An outcome on a GPU with a verdict on its memory, if it says anything of it; numbers that differ are its reason.
+
+    A job that was begun had room by the count: running out of memory contradicts that.
+    """
+    assert job.cost is not None
+    counted, said = job.cost.counted, None
+    peak = outcome.measured.peak_requested_bytes if outcome.measured else None
+    if outcome.status == "oom":
+        said = f"{units.size(counted.peak_bytes)} by the count, {units.size(memory_bytes)} were available"
+    elif peak is None:
+        return outcome
+    elif abs(peak - counted.peak_requested_bytes) > MEMORY_RATIO * counted.peak_requested_bytes:
+        share = units.percent(peak / counted.peak_requested_bytes - 1, signed=True)
+        said = f"peak memory {peak:,} B, {counted.peak_requested_bytes:,} B by the count ({share})"
+    checked = (outcome.checked or Checked()).replace(memory="differs" if said else "agrees")
+    return replace(outcome, checked=checked, reason="; ".join(filter(None, (outcome.reason, said))) or None)
 
 
 def record_of(job: Job, outcome: Outcome, forecast: Forecast | None, env: str, started: str) -> Record:
@@ -141,6 +185,7 @@ def record_of(job: Job, outcome: Outcome, forecast: Forecast | None, env: str, s
         env=env,
         started_at=started,
         wall_s=outcome.wall_s,
+        steps_s=outcome.steps_s,
         # Tells hosts apart and names none.
         host=short_hash(platform.node(), 8),
     )

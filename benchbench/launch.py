@@ -1,24 +1,20 @@
-"""The worker process seen from outside: started, asked, listened to, replaced when it breaks. No torch here."""
+"""The worker processes seen from outside: started, asked, listened to, replaced when they break. No torch here."""
 
-import json
-import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 
 from benchbench.case import Case
 from benchbench.errors import BenchError
 from benchbench.plan import Rates
+from benchbench.process import Event, Worker, WorkerGone, WorkerSilent
 from benchbench.record import Checked, Measured, Protocol, Status
 
 PROGRAM = (sys.executable, "-m", "benchbench.worker")
@@ -30,8 +26,14 @@ RESERVE_BYTES = 512 * 2**20
 
 REUSABLE: frozenset[str] = frozenset({"ok", "unsupported"})
 
-Event = dict[str, Any]
+AHEAD = 4
+"""Traces asked for at once: the pipes to and from their worker hold that many requests and answers."""
+
+NICE = 10
+"""How far the worker that traces stands back: a GPU's worker launches kernels from the same cores."""
+
 OnEvent = Callable[[Event], None]
+Ask = tuple[Case, Protocol]
 
 
 @dataclass(frozen=True)
@@ -44,92 +46,75 @@ class Outcome:
     path: str | None = None
     measured: Measured | None = None
     checked: Checked | None = None
+    steps_s: dict[str, float] = field(default_factory=dict[str, float])
 
 
-class WorkerGone(Exception):  # noqa: N818
-    """The worker ended by itself. `signal` is the name of what killed it, if something did."""
+@dataclass
+class Tracer:
+    """A worker that only traces, beside the one that measures: asked ahead, it answers in the order it was asked."""
 
-    def __init__(self, returncode: int, said: str) -> None:
-        self.signal = signal.Signals(-returncode).name if returncode < 0 else None
-        self.ended = f"killed by {self.signal}" if self.signal else f"ended with exit code {returncode}"
-        self.said = said
-        super().__init__(f"the worker was {self.ended}" if self.signal else f"the worker {self.ended}")
+    command: Sequence[str]
+    _worker: Worker | None = field(default=None, init=False, repr=False)
+    _ready: bool = field(default=False, init=False)
+    _asked: deque[Ask] = field(default_factory=deque[Ask], init=False, repr=False)
+    _found: dict[Case, Outcome] = field(default_factory=dict[Case, Outcome], init=False, repr=False)
 
+    def ahead(self, asks: Iterable[Ask]) -> None:
+        """Asks for what will be wanted, in order, as far as that needs no waiting."""
+        while self._asked and self._worker is not None and self._worker.heard:
+            self._hear(None)
+        for ask in asks:
+            if len(self._asked) >= AHEAD:
+                break
+            if ask[0] not in self._found and ask not in self._asked:
+                self._ask(ask)
 
-class WorkerSilent(Exception):  # noqa: N818
-    """The worker said nothing for too long."""
+    def take(self, ask: Ask, on_event: OnEvent | None = None) -> Outcome:
+        """The trace of a case, waited for if need be; it is not kept."""
+        while ask[0] not in self._found:
+            if ask not in self._asked:
+                self._ask(ask)
+            self._hear(on_event)
+        return self._found.pop(ask[0])
 
+    def close(self) -> None:
+        """Ends the worker, if there is one. What it was asked is forgotten."""
+        self._asked.clear()
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker, self._ready = None, False
 
-class Worker:
-    """One worker process in a session of its own, so that a Ctrl-C reaches the parent alone."""
+    def _ask(self, ask: Ask) -> None:
+        if self._worker is None:
+            self._worker = Worker(self.command)
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(self._worker.pid).nice(NICE)
+        self._asked.append(ask)
+        with suppress(WorkerGone):  # which is heard of as well
+            self._worker.send(asked(*ask, trace=True, measure=False))
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,
-        )
-        self._unread = b""
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, request: dict[str, Any]) -> None:
-        """Writes one request.
-
-        Raises:
-            WorkerGone: Nobody is there to read it.
-        """
-        assert self._process.stdin is not None
+    def _hear(self, on_event: OnEvent | None) -> None:
+        """Takes in the next event; what breaks the worker is the outcome of the case that it had in hand."""
+        assert self._worker is not None
+        timeout_s = self._asked[0][1].timeout_s
+        began = time.monotonic()
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._gone() from None
-
-    def receive(self, timeout_s: float) -> Event:
-        """The next event.
-
-        Raises:
-            WorkerGone: It ended instead.
-            WorkerSilent: It said nothing for `timeout_s`.
-        """
-        assert self._process.stdout is not None
-        until = time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                raise WorkerSilent
-            read = os.read(self._process.stdout.fileno(), 65536)
-            if not read:
-                raise self._gone()
-            self._unread += read
-        line, _, self._unread = self._unread.partition(b"\n")
-        return cast("Event", json.loads(line))
-
-    def kill(self) -> None:
-        """Ends the process and every one it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._close()
-
-    def _close(self) -> None:
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-        self._errors.close()
-
-    def _gone(self) -> WorkerGone:
-        """What became of the process, which has closed its pipes: at most a moment from its end."""
-        returncode = self._process.wait(timeout=10)
-        self._errors.seek(0)
-        return WorkerGone(returncode, self._errors.read().decode(errors="replace"))
+            event = self._worker.receive(timeout_s if self._ready else max(timeout_s, START_TIMEOUT_S))
+        except (WorkerGone, WorkerSilent) as failure:
+            outcome = broken(failure, timeout_s, time.monotonic() - began)
+        else:
+            if event["event"] != "result":
+                self._ready = True
+                if on_event is not None and event["event"] == "phase":
+                    on_event(event)
+                return
+            outcome = outcome_of(event)
+        self._found[self._asked.popleft()[0]] = outcome
+        if outcome.status not in REUSABLE:
+            left = list(self._asked)
+            self.close()
+            for ask in left:
+                self._ask(ask)
 
 
 @dataclass
@@ -139,7 +124,17 @@ class LocalLauncher:
     device: str
     threads: int | None = None
     program: Sequence[str] = field(default_factory=lambda: PROGRAM)
+    beside: bool | None = None
+    """Whether cases are traced in a second process while the first measures. By default on a GPU, whose times that
+    leaves alone; on a CPU it would spoil them."""
     _worker: Worker | None = field(default=None, init=False, repr=False)
+    _tracer: Tracer | None = field(default=None, init=False, repr=False)
+    _gates: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]], init=False)
+    _memory_bytes: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.device.startswith("cuda") if self.beside is None else self.beside:
+            self._tracer = Tracer([*self.program, "--device", "cpu", *_limit(), "--threads", "1"])
 
     def start(self) -> dict[str, Any]:
         """The environment, as the worker describes it.
@@ -147,9 +142,8 @@ class LocalLauncher:
         Raises:
             BenchError: The worker cannot use the device, or does not start.
         """
-        limit = ["--memory-limit", str(usable_bytes())]
         threads = ["--threads", str(self.threads)] if self.threads else []
-        worker = Worker([*self.program, "--device", self.device, *limit, *threads])
+        worker = Worker([*self.program, "--device", self.device, *_limit(), *threads])
         self._worker = worker
         try:
             event = worker.receive(START_TIMEOUT_S)
@@ -162,6 +156,7 @@ class LocalLauncher:
         if event["event"] == "error":
             self.close()
             raise BenchError(event["message"], event.get("hint") or "")
+        self._memory_bytes = event["memory_bytes"]
         return event["env"]
 
     def calibrate(self) -> Rates:
@@ -174,7 +169,13 @@ class LocalLauncher:
             said = failure.said if isinstance(failure, WorkerGone) else ""
             self.close()
             raise _not_started(str(failure) or "the worker did not answer", said) from None
+        self._memory_bytes = event["memory_bytes"]
         return Rates(flops_per_s=event["matmul_flops_per_s"], bytes_per_s=event["copy_bytes_per_s"])
+
+    def ahead(self, asks: Iterable[Ask]) -> None:
+        """What will be run next, in order: where cases are traced beside, that begins at once."""
+        if self._tracer is not None:
+            self._tracer.ahead(asks)
 
     def run(
         self,
@@ -186,57 +187,111 @@ class LocalLauncher:
         on_event: OnEvent | None = None,
     ) -> Outcome:
         """Measures `case`, or with `measure=False` only builds it on the meta device and traces it."""
-        began = time.monotonic()
-        request = {
-            "case": case.model_dump(mode="json"),
-            "protocol": protocol.model_dump(mode="json"),
-            "trace": trace,
-            "measure": measure,
-        }
-        try:
-            outcome = self._answer(request, protocol.timeout_s, on_event)
-        except WorkerSilent:
-            reason = f"the worker said nothing for {protocol.timeout_s:g} s and was killed"
-            outcome = Outcome("timeout", time.monotonic() - began, reason)
-        except WorkerGone as gone:
-            status: Status = "lost" if gone.signal else "error"
-            last = last_line(gone.said)
-            outcome = Outcome(status, time.monotonic() - began, f"{gone}: {last}" if last else str(gone))
-        if outcome.status not in REUSABLE:
-            self.close()
-        return outcome
+        tracer = self._tracer if trace else None
+        if tracer is None:
+            return self._run(asked(case, protocol, trace=trace, measure=measure), protocol.timeout_s, on_event)
+        tracer.ahead([(case, protocol)])
+        if not measure:
+            return tracer.take((case, protocol), on_event)
+        measured = self._run(asked(case, protocol, trace=False, measure=True), protocol.timeout_s, on_event)
+        return together(measured, tracer.take((case, protocol), on_event))
 
-    def memory_bytes(self, env: Mapping[str, Any]) -> int:
-        """What a case can have: the GPU's memory, or what is free on the host."""
-        gpu = env.get("gpu")
-        return int(gpu["memory_bytes"]) if gpu else usable_bytes()
+    def memory_bytes(self) -> int:
+        """What a case can have: what is left of the GPU's memory, or what is free on the host."""
+        return usable_bytes() if self._memory_bytes is None else self._memory_bytes
 
     def close(self) -> None:
-        """Ends the worker, if there is one."""
+        """Ends the workers, if there are any."""
+        if self._tracer is not None:
+            self._tracer.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Ends the worker that measures, if there is one."""
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+
+    def _run(self, request: dict[str, Any], timeout_s: float, on_event: OnEvent | None) -> Outcome:
+        began = time.monotonic()
+        try:
+            outcome = self._answer(request, timeout_s, on_event)
+        except (WorkerGone, WorkerSilent) as failure:
+            outcome = broken(failure, timeout_s, time.monotonic() - began)
+        if outcome.status not in REUSABLE:
+            self._end()
+        return outcome
 
     def _answer(self, request: dict[str, Any], timeout_s: float, on_event: OnEvent | None) -> Outcome:
         if self._worker is None:
             self.start()
         assert self._worker is not None
-        self._worker.send(request)
+        gates = [(key, *found) for key, found in self._gates.items()]
+        self._worker.send({**request, "gates": gates})
         while True:
             event = self._worker.receive(timeout_s)
             if event["event"] == "result":
                 break
             if on_event is not None:
                 on_event(event)
-        measured, checked = event["measured"], event["checked"]
-        return Outcome(
-            status=event["status"],
-            wall_s=event["wall_s"],
-            reason=event["reason"],
-            path=event["path"],
-            measured=Measured.model_validate(measured) if measured else None,
-            checked=Checked.model_validate(checked) if checked else None,
-        )
+        outcome = outcome_of(event)
+        checked = outcome.checked
+        if checked is not None and checked.gate_error is not None and checked.gate_tolerance is not None:
+            self._gates[event["gate_key"]] = checked.gate_error, checked.gate_tolerance
+        return outcome
+
+
+def asked(case: Case, protocol: Protocol, *, trace: bool, measure: bool) -> dict[str, Any]:
+    """A request as a worker reads it."""
+    values = {"case": case.model_dump(mode="json"), "protocol": protocol.model_dump(mode="json")}
+    return {**values, "trace": trace, "measure": measure}
+
+
+def outcome_of(event: Event) -> Outcome:
+    """What a worker's answer says."""
+    measured, checked = event["measured"], event["checked"]
+    return Outcome(
+        status=event["status"],
+        wall_s=event["wall_s"],
+        reason=event["reason"],
+        path=event["path"],
+        measured=Measured.model_validate(measured) if measured else None,
+        checked=Checked.model_validate(checked) if checked else None,
+        steps_s=event["steps_s"],
+    )
+
+
+def broken(failure: WorkerGone | WorkerSilent, timeout_s: float, wall_s: float) -> Outcome:
+    """What it means for a case that its worker ended, or had to be ended."""
+    if isinstance(failure, WorkerSilent):
+        return Outcome("timeout", wall_s, f"the worker said nothing for {timeout_s:g} s and was killed")
+    last = last_line(failure.said)
+    return Outcome("lost" if failure.signal else "error", wall_s, f"{failure}: {last}" if last else str(failure))
+
+
+def together(measured: Outcome, traced: Outcome) -> Outcome:
+    """One outcome of the two processes: as if one had measured and then traced, though neither waited."""
+    both = replace(
+        measured,
+        checked=joined(measured.checked, traced.checked),
+        steps_s={**measured.steps_s, **traced.steps_s},
+    )
+    if measured.status != "ok" or traced.status == "ok":
+        return both
+    reasons = [f"tracing: {traced.reason}", measured.reason]
+    return replace(both, status=traced.status, reason="; ".join(reason for reason in reasons if reason))
+
+
+def joined(gated: Checked | None, traced: Checked | None) -> Checked | None:
+    """The gate of one request and the trace of another."""
+    if gated is None or traced is None:
+        return gated or traced
+    gate = {name: getattr(gated, name) for name in ("gate", "gate_error", "gate_tolerance")}
+    return traced.model_copy(update=gate | ({} if gated.params is None else {"params": gated.params}))
+
+
+def _limit() -> list[str]:
+    return ["--memory-limit", str(usable_bytes())]
 
 
 def usable_bytes() -> int:

@@ -1,16 +1,18 @@
 """What a run will take, by the cost model and the machine's own rates, corrected by what has been measured so far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log
-from statistics import median
+from statistics import geometric_mean, mean, median
 
 from benchbench import units
 from benchbench.case import Case
 from benchbench.counters import Cost
 from benchbench.record import Measured, Predicted, Protocol
+from benchbench.specs import ModelSpec
 
 Series = tuple[str, str, str, str]
+Built = tuple[ModelSpec, str, str, int, bool]
+Gated = tuple[ModelSpec, str, str, str, bool, str | None]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ class Finished:
 
     case: Case
     ratio: float
-    overhead_s: float
     wall_s: float
+    gate_s: float
+    build_s: float
+    rest_s: float
+    """Beside gate, build and calls."""
 
 
 @dataclass
@@ -66,13 +71,20 @@ class Planner:
             basis=f"counted work at {self.rates}, {correction}",
         )
 
-    def learn(self, cost: Cost, measured: Measured, wall_s: float) -> None:
-        """Takes a measured case into account."""
+    def learn(self, cost: Cost, measured: Measured, wall_s: float, steps_s: Mapping[str, float]) -> None:
+        """Takes a measured case into account; `steps_s` are the record's."""
         call_s = median(measured.time_s)
         memory_s = call_s if measured.peak_requested_bytes is not None else 0.0
         in_calls = (measured.first_call_s or call_s) + sum(measured.warmup_s) + sum(measured.time_s) + memory_s
         ratio = call_s / uncorrected_s(cost, self.rates)
-        self.finished.append(Finished(cost.case, ratio, max(0.0, wall_s - in_calls), wall_s))
+        gate_s, build_s = steps_s.get("gate", 0.0), steps_s.get("build", 0.0)
+        rest_s = max(0.0, wall_s - in_calls - gate_s - build_s)
+        self.finished.append(Finished(cost.case, ratio, wall_s, gate_s, build_s, rest_s))
+
+    @property
+    def held(self) -> Built | None:
+        """The model that the worker was left with, or will have to build once more after training."""
+        return built_of(self.finished[-1].case) if self.finished else None
 
     def spent_s(self, series: Series) -> float:
         """Seconds that the finished cases of a series took."""
@@ -84,23 +96,43 @@ class Planner:
         if nearest := _nearest(self.finished, case):
             return nearest.ratio, f"times {units.digits(nearest.ratio)} as measured at {_size(nearest.case)}"
         if alike:
-            mean = exp(sum(log(one.ratio) for one in alike) / len(alike))
-            return mean, f"times {units.digits(mean)}, the mean of {len(alike)} finished {case.task} cases"
+            ratio = geometric_mean(one.ratio for one in alike)
+            return ratio, f"times {units.digits(ratio)}, the mean of {len(alike)} finished {case.task} cases"
         return 1.0, "not corrected: nothing like it is measured yet"
 
     def _overhead_s(self, case: Case) -> float:
-        """Seconds expected beside the calls: the least that the model took before, since the gate runs only once.
+        """Seconds expected beside the calls: the gate, if it has not run; the build; and the least of all else."""
+        like = [one for one in self.finished if one.case.model == case.model and _trains(one.case) == _trains(case)]
+        return self._gate_s(case) + least(one.build_s for one in like) + least(one.rest_s for one in like)
 
-        Training builds its model anew each time, other tasks may share one.
-        """
-        return min(
-            (
-                one.overhead_s
-                for one in self.finished
-                if one.case.model == case.model and (one.case.task == "train") == (case.task == "train")
-            ),
-            default=0.0,
-        )
+    def _gate_s(self, case: Case) -> float:
+        """Nothing where the verdict is known; else what gates took on average, those of the task if there are any."""
+        took: dict[Gated, float] = {}
+        for one in self.finished:
+            took[gated_of(one.case)] = max(one.gate_s, took.get(gated_of(one.case), 0.0))
+        if gated_of(case) in took:
+            return 0.0
+        alike = [gate_s for gated, gate_s in took.items() if gated[1] == case.task] or list(took.values())
+        return mean(alike) if alike else 0.0
+
+
+def least(seconds: Iterable[float]) -> float:
+    """A model is built for the first of several cases: the least is what comes again. Training builds every time."""
+    return min(seconds, default=0.0)
+
+
+def built_of(case: Case) -> Built:
+    """What a worker holds and, but for training, uses for the next case that wants the same."""
+    return case.spec, case.path, case.dtype, case.seed, case.checkpoint
+
+
+def gated_of(case: Case) -> Gated:
+    """What a gate's verdict depends on, the smallest sizes apart."""
+    return case.spec, case.task, case.path, case.dtype, case.checkpoint, case.autocast
+
+
+def _trains(case: Case) -> bool:
+    return case.task == "train"
 
 
 def series_of(case: Case) -> Series:

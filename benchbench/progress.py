@@ -61,11 +61,11 @@ def finished_line(record: Record) -> str:
 
 
 def complaint(checked: Checked) -> str | None:
-    """What did not come out as it must: the gate, or the trace beside the count."""
+    """What did not come out as it must: the gate, or the trace or the memory beside the count."""
     if checked.gate == "failed":
         return "FAILED: the gate"
     if checked.traced_flops == checked.explained_flops:
-        return None
+        return "FAILED: the memory beside the count" if checked.memory == "differs" else None
     return f"FAILED: traced {checked.traced_flops:,} FLOPs, {checked.explained_flops:,} expected by the count"
 
 

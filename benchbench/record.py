@@ -48,6 +48,10 @@ class Counted(Value, frozen=True):
     state_bytes: int
     memory: Memory
     time_s: float | None = None
+    """Of one call on `device`: predicted where it was calibrated, else a bound, as `time_basis` says."""
+    time_low_s: float | None = None
+    time_high_s: float | None = None
+    time_basis: str | None = None
     device: str | None = None
 
 
@@ -74,6 +78,9 @@ class Checked(Value, frozen=True):
     gate_tolerance: float | None = None
     params: int | None = None
     """Parameters found in the built module."""
+    memory: Literal["agrees", "differs"] | None = None
+    """On a GPU: whether the measured peak of requested bytes is the counted one within 1 %, and what was counted to
+    fit did fit."""
     traced_flops: int | None = None
     """What torch's FlopCounterMode says of the same module on the meta device."""
     explained_flops: int | None = None
@@ -134,6 +141,9 @@ class Record(Value, frozen=True):
     """The id of the environment in run.json."""
     started_at: str
     wall_s: float
+    steps_s: dict[str, float] = Field(default_factory=dict)
+    """Of gate, build, timing, memory and trace, those that the case came to. On a GPU the trace runs beside the others,
+    and `wall_s` is without it."""
     host: str
 
     def to_json(self) -> dict[str, Any]:

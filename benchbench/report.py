@@ -106,7 +106,13 @@ def blocks(results: Results) -> Iterator[Block]:
         for group, records in grouped(machine.records).items():
             environments = [machine.environments[name] for name in dict.fromkeys(r.env for r in records)]
             said = findings(records, count_at if group.batch else None)
-            yield Block(2, group.title, lead_lines(records, environments), case_table(group, records), said)
+            yield Block(
+                2,
+                group.title,
+                lead_lines(records, environments),
+                case_table(group, records, environments=machine.environments),
+                said,
+            )
 
 
 def machines(results: Results) -> list[Results]:
@@ -149,7 +155,9 @@ def case_tables(results: Results) -> Iterator[Table]:
     for (suite, device), part in results.parts().items():
         for machine in machines(part):
             for group, records in grouped(machine.records).items():
-                yield case_table(group, records, (("suite", suite), ("device", device)))
+                yield case_table(
+                    group, records, (("suite", suite), ("device", device)), environments=machine.environments
+                )
 
 
 def as_csv(results: Results) -> str:

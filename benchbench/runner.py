@@ -2,18 +2,19 @@
 
 import signal
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchbench import __version__, units
 from benchbench.case import Case
 from benchbench.errors import BenchError
-from benchbench.job import Job, Plan, Skip, jobs_of, plan, record_of, spent_on, to_do
-from benchbench.launch import OnEvent, Outcome
+from benchbench.job import Job, Plan, Skip, held_against_count, jobs_of, plan, record_of, spent_on, to_do
+from benchbench.launch import Ask, OnEvent, Outcome, joined
 from benchbench.plan import Forecast, Planner, Rates
 from benchbench.progress import View, complaint, duration
 from benchbench.record import Checked, Record, Status, latest
@@ -45,7 +46,9 @@ class Launcher(Protocol):
 
     def calibrate(self) -> Rates: ...
 
-    def memory_bytes(self, env: Environment) -> int: ...
+    def memory_bytes(self) -> int: ...
+
+    def ahead(self, asks: Iterable[Ask]) -> None: ...
 
     def run(
         self,
@@ -158,7 +161,7 @@ def planned(request: Request, launcher: Launcher) -> list[Line]:
         left = to_do(jobs, before, retry=request.retry, more_budget=grown)
         limit = None if request.limit_s is None else request.limit_s - spent_on(jobs, before)
         planner = taught(Planner(launcher.calibrate()), jobs, before)
-        found = plan(left, planner, limit, launcher.memory_bytes(env))
+        found = plan(left, planner, limit, launcher.memory_bytes())
     finally:
         launcher.close()
     return [
@@ -187,7 +190,8 @@ def _work(
             launcher=launcher,
             planner=taught(Planner(launcher.calibrate()), jobs, before),
             view=view,
-            memory_bytes=launcher.memory_bytes(env),
+            memory_bytes=launcher.memory_bytes(),
+            on_gpu=env["device"] == "cuda",
             budget_s=request.limit_s,
             spent_s=spent_on(jobs, before),
         )
@@ -201,7 +205,7 @@ def taught(planner: Planner, jobs: Sequence[Job], records: Mapping[str, Record])
     for job in jobs:
         record = records.get(job.key)
         if record and record.status == "ok" and job.cost and record.measured and record.measured.time_s:
-            planner.learn(job.cost, record.measured, record.wall_s)
+            planner.learn(job.cost, record.measured, record.wall_s, record.steps_s)
     return planner
 
 
@@ -227,6 +231,7 @@ class Session:
     planner: Planner
     view: View
     memory_bytes: int
+    on_gpu: bool
     budget_s: float | None
     spent_s: float = 0.0
     """Of the budget, by earlier commands on the same folder."""
@@ -248,6 +253,7 @@ class Session:
             job, forecast = planned.measure[0]
             self.view.begin(job.case, done, max(total, done + len(planned.measure)), planned.wall_s)
             self.view.explain(f"{job.case.id}: {units.seconds(forecast.call_s)} a call by {forecast.basis}")
+            self._ahead(planned)
             self._measure(job, forecast)
             done += 1
             pending.remove(job)
@@ -255,18 +261,27 @@ class Session:
         self.folder.allow(self.budget_s)
         for number, skip in enumerate(planned.skip):
             self.view.begin(skip.job.case, number, len(planned.skip), 0.0)
+            self._ahead(Plan([], planned.skip[number:]))
             self._trace(skip)
+
+    def _ahead(self, planned: Plan) -> None:
+        """Tells the launcher what comes: every case is traced, whether it is measured or not."""
+        jobs = chain((job for job, _ in planned.measure), (skip.job for skip in planned.skip))
+        self.launcher.ahead((job.case, job.suite.protocol) for job in jobs)
 
     def _measure(self, job: Job, forecast: Forecast) -> None:
         started = _now()
         outcome = self.launcher.run(job.case, job.suite.protocol, on_event=self.view.event)
         if outcome.status == "ok" and outcome.measured and outcome.measured.time_s:
             assert job.cost is not None
-            self.planner.learn(job.cost, outcome.measured, outcome.wall_s)
+            self.planner.learn(job.cost, outcome.measured, outcome.wall_s, outcome.steps_s)
         if outcome.status != "ok" and (outcome.checked is None or outcome.checked.traced_flops is None):
             # Whatever broke the measurement, the module can still be traced.
             traced = self.launcher.run(job.case, job.suite.protocol, measure=False, on_event=self.view.event)
-            outcome = replace(outcome, checked=joined(outcome.checked, traced.checked))
+            steps = {**outcome.steps_s, **traced.steps_s}
+            outcome = replace(outcome, checked=joined(outcome.checked, traced.checked), steps_s=steps)
+        if self.on_gpu:
+            outcome = held_against_count(job, outcome, self.memory_bytes)
         self._keep(job, outcome, forecast, started)
 
     def _trace(self, skip: Skip) -> None:
@@ -274,7 +289,7 @@ class Session:
         started = _now()
         traced = self.launcher.run(skip.job.case, skip.job.suite.protocol, measure=False, on_event=self.view.event)
         checked = traced.checked or Checked(reason=traced.reason)
-        outcome = Outcome("skipped", traced.wall_s, skip.reason, checked=checked)
+        outcome = Outcome("skipped", traced.wall_s, skip.reason, checked=checked, steps_s=traced.steps_s)
         self._keep(skip.job, outcome, skip.forecast, started)
 
     def _record_unsupported(self, jobs: Sequence[Job]) -> None:
@@ -286,14 +301,6 @@ class Session:
         record = record_of(job, outcome, forecast, self.folder.env, started)
         self.folder.append(record)
         self.view.finished(record)
-
-
-def joined(gated: Checked | None, traced: Checked | None) -> Checked | None:
-    """The gate of one request and the trace of another."""
-    if gated is None or traced is None:
-        return gated or traced
-    gate = {name: getattr(gated, name) for name in ("gate", "gate_error", "gate_tolerance")}
-    return traced.model_copy(update=gate)
 
 
 def outlook(planned: Plan, rates: Rates) -> str:

@@ -29,6 +29,8 @@ class Wishes:
     """(I, N): the I-th of N parts, counted from 1."""
     require: str | None = None
     """The path that every case must run."""
+    device: str = "cpu"
+    """Where they will run: `cpu`, `cuda`, `cuda:1`."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ def _selected(suite: Suite, wishes: Wishes, settings: _Settings) -> Suite:
     keeps = expression.parse(wishes.expression) if wishes.expression else _all
     cases = [
         case
-        for case in _of_models(suite.cases, wishes.models)
+        for case in _of_models(suite.cases, wishes)
         if (not wishes.tasks or case.task in wishes.tasks) and (not wishes.seq_lens or case.seq_len in wishes.seq_lens)
     ]
     changed = dict.fromkeys(_changed(case, settings) for case in cases)
@@ -82,22 +84,28 @@ def _all(_: str) -> bool:
     return True
 
 
-def _of_models(cases: Sequence[Case], models: Sequence[str]) -> list[Case]:
+def _of_models(cases: Sequence[Case], wishes: Wishes) -> list[Case]:
     """The cases of these models; those of a model that the suite lacks are made anew from the suite's sizes."""
-    if not models:
+    if not wishes.models:
         return list(cases)
     found: list[Case] = []
-    for name in models:
+    for name in wishes.models:
         own = [case for case in cases if case.model == name]
-        found += own or _remade(cases, name)
+        found += own or _remade(cases, name, wishes.device)
     return list(dict.fromkeys(found))
 
 
-def _remade(cases: Sequence[Case], model: str) -> list[Case]:
+def _remade(cases: Sequence[Case], model: str, device: str) -> list[Case]:
+    """On the model's path for the device; where the suite asks for a CUDA graph, on that."""
     if model not in presets():
         raise unknown("model", model, presets(), "See: benchbench list models")
     spec = presets()[model]
-    return [Case.model_validate({"spec": spec, **_sizes(case), "path": spec.paths[0]}) for case in cases]
+    own = spec.cuda_path if device.startswith("cuda") else spec.paths[0]
+    paths = ["graph" if case.path == "graph" and "graph" in spec.every_path() else own for case in cases]
+    return [
+        Case.model_validate({"spec": spec, **_sizes(case), "path": path})
+        for case, path in zip(cases, paths, strict=True)
+    ]
 
 
 def _sizes(case: Case) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from benchbench.env import describe
 from benchbench.errors import BenchError
-from benchbench.measure import Bench, Request, Result, calibrate
+from benchbench.measure import Bench, Request, Result, calibrate, obtainable_bytes
 from benchbench.reading import read
 
 PHASE_INTERVAL_S = 0.1
@@ -51,7 +51,9 @@ def answer(line: str, bench: Bench, channel: Channel) -> None:
     try:
         data = json.loads(line)
         if data == {"calibrate": True}:
-            channel.send("calibrated", **calibrate(bench.device))
+            # After the rates: what the libraries of matrix products hold is then no longer free.
+            rates = calibrate(bench.device)
+            channel.send("calibrated", **rates, memory_bytes=obtainable_bytes(bench.device))
             return
         request = read(Request, data, "request")
     except (ValueError, BenchError) as error:
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.memory_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (options.memory_limit, options.memory_limit))
     bench = Bench(device, channel.phase)
-    channel.send("ready", env=environment)
+    channel.send("ready", env=environment, memory_bytes=obtainable_bytes(device))
     for line in sys.stdin:
         answer(line, bench, channel)
     return 0

@@ -256,6 +256,8 @@ PRICES: dict[str, Price] = {
     "native_dropout_backward": each(2),
     # Reductions.
     "sum": _total,
+    # Every element added once, as for a sum.
+    "cumsum": _total,
     "mean": _mean,
     # Subtract the maximum, exp, Σ, divide. Backward p·(dp - Σ p·dp): product, Σ, subtract, product.
     "_softmax": each_input(4),
@@ -295,7 +297,9 @@ _MOVED = (
     "split_with_sizes squeeze stack t transpose unbind unsqueeze view view_as_complex view_as_real"
 )
 _INDEXED = "embedding gather index index_copy index_select scatter searchsorted select_backward slice_backward"
-_COMPARED = "clamp eq ge gt isfinite isnan le lt masked_fill maximum minimum ne relu sort threshold_backward topk where"
+_COMPARED = (
+    "clamp eq ge gt isfinite isnan le lt masked_fill maximum minimum ne relu sort threshold_backward topk tril where"
+)
 
 FREE = frozenset(" ".join((_CREATED, _MOVED, _INDEXED, _COMPARED)).split())
 """Without arithmetic: new tensors and random bits; copies, casts, views; indexing; comparisons and selections."""

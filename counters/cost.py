@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
-from benchbench.counters import dense, memory, training
+from benchbench.counters import core, dense, memory, training
 from benchbench.counters.op import IDLE, Op, Placed, Step
 from benchbench.record import Counted
 
@@ -60,8 +60,12 @@ class Cost:
             transcendental += op.repeat * op.work.transcendental
             moved += op.repeat * op.bytes_moved
         flops = sum(by_phase.values())
-        held = memory.holdings(self.case, self.step, self.placed)
-        peak = memory.peak_requested(self.case, self.step, held)
+        if self.case.task == "core":
+            held = core.holdings(self.case, self.step)
+            peak = core.peak_requested(held)
+        else:
+            held = memory.holdings(self.case, self.step, self.placed)
+            peak = memory.peak_requested(self.case, self.step, held)
         # Unvalidated: validation would make plain numbers of sizes that carry their closed form.
         return Counted.model_construct(
             params=self.params,
@@ -106,13 +110,15 @@ def count(case: Case) -> Cost:
     """
     case.require_supported()
     step = step_of(case)
+    if case.task == "core":
+        return Cost(case, step, core.mixer(case, step).placed)
     placed = tuple(_placed(case, step))
     return Cost(case, step, (*placed, *_casts(case, placed)))
 
 
 def step_of(case: Case) -> Step:
-    """The pass over the model that a case's task makes."""
-    decode, train = case.task == "decode", case.task == "train"
+    """The pass over the model, or over its mixer alone, that a case's task makes."""
+    decode, train, core = case.task == "decode", case.task == "train", case.task == "core"
     new = 1 if decode else case.seq_len
     context = case.seq_len if decode else 0
     rows = case.batch * new
@@ -121,11 +127,11 @@ def step_of(case: Case) -> Step:
         batch=case.batch,
         new=new,
         context=context,
-        capacity=0 if train else context + new if decode else new,
+        capacity=0 if train or core else context + new if decode else new,
         width=width,
         path=case.implementation,
         training=train,
-        head_rows=rows if train else case.batch,
+        head_rows=0 if core else rows if train else case.batch,
         head_chunks=-(-rows // loss_chunk_rows(rows, case.spec.vocab_size)) if train else 1,
         stream=4 if case.autocast or case.spec.wide_stream else width,
     )

@@ -135,7 +135,7 @@ class Ranges(ModulePaths):
 
 def run(case: Case) -> None:
     """Two calls of `case`, the second of them between the profiler's start and stop."""
-    from benchbench.counters.trace import forward, new_state
+    from benchbench.counters.trace import forward, inputs, new_state
 
     device = torch.device("cuda")
     model = build(
@@ -143,7 +143,8 @@ def run(case: Case) -> None:
     )
     model.train(case.task == "train")
     new = 1 if case.task == "decode" else case.seq_len
-    tokens_BN = tokens(case.spec.vocab_size, case.batch, new, case.seed, device)
+    drawn = (tokens(case.spec.vocab_size, case.batch, new, case.seed, device),)
+    given = inputs(case, model, "cuda") if case.task == "core" else drawn
     optimizer = OPTIMIZERS[case.optimizer](model.parameters()) if case.optimizer else None
     for watched in (False, True):
         state = new_state(case, model)
@@ -152,7 +153,7 @@ def run(case: Case) -> None:
             torch.cuda.profiler.start()
         with Ranges(model) as ranges, torch.set_grad_enabled(optimizer is not None):
             ranges.opened("forward", "")
-            result = forward(case, model, tokens_BN, state)
+            result = forward(case, model, given, state)
             ranges.closed()
             if optimizer is not None:
                 assert result.grad_fn is not None

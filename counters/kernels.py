@@ -139,11 +139,11 @@ def _products_held(cost: Cost, phase: str, kernels: list[Kernel]) -> Held:
     expected = [
         (op.path, product)
         for op in cost.ops
-        if op.phase == phase
+        if op.phase == phase and GROUPED not in f"{op.path}."
         for product, times in products(op)
         for _ in range(times)
     ]
-    ran = [kernel for kernel in kernels if kernel.tensor_flops]
+    ran = [kernel for kernel in kernels if kernel.tensor_flops and GROUPED not in f"{kernel.path}."]
     choices = [
         [i for i, (path, product) in enumerate(expected) if beneath(path, kernel.path) and fits(product, kernel)]
         for kernel in ran
@@ -213,6 +213,11 @@ def _chunks(rows: int, chunks: int) -> Iterator[tuple[int, int]]:
 
 TILE = re.compile(r"_(\d+)x(\d+)_(\d+)x\d+_(\d+)x(\d+)_")
 """In the names of cuBLAS's kernels for Hopper: a tile's extents, its depth, and a cluster's tiles each way."""
+OLDER_TILE = re.compile(r"_(\d+)x(\d+)_(\d+)x\d+_[nt]{2}_align")
+"""In those of older ones, which have no clusters."""
+
+GROUPED = ".experts."
+"""Modules whose products' extents are the router's choice: no rule predicts them."""
 
 MAX_PARTS = 32
 
@@ -227,11 +232,11 @@ def tiled(product: Product, name: str) -> Iterator[int]:
 
     A split-K kernel cuts the depth in parts of whole tiles; how many is not in its name.
     """
-    found = TILE.search(name)
+    found = TILE.search(name) or OLDER_TILE.search(name)
     if found is None:
         yield product.flops
         return
-    first, second, depth, wide, high = map(int, found.groups())
+    first, second, depth, wide, high = (*map(int, found.groups()), 1, 1)[:5]
     parts = range(2, MAX_PARTS + 1) if "splitK" in name else range(1, 2)
     for m, n in ((first, second), (second, first)):
         for across, down in ((wide, high), (high, wide)):

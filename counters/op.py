@@ -5,7 +5,7 @@ and division are 1 and are tallied as `transcendental` too; comparisons, selecti
 All sizes may be sympy symbols: formulas use plain arithmetic only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Kind = Literal[
@@ -61,6 +61,23 @@ class Formula:
     flops_until_kept: int = 0
     """Of the forward's, those before the last tensor that backward needs exists: 0 where that is an input."""
     sizes: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def recomputed(formula: Formula) -> Formula:
+    """The same, by a path that runs its forward once more in backward, where it is needed."""
+    again, back = formula.forward, formula.backward
+    more = replace(
+        back,
+        extra_flops=back.extra_flops + again.flops + again.extra_flops,
+        bytes_moved=back.bytes_moved + again.bytes_moved,
+    )
+    return replace(formula, backward=more)
+
+
+def inside(formula: Formula) -> Formula:
+    """The same as part of another operation's kernel, which moves the bytes."""
+    forward, backward = (replace(work, bytes_moved=0) for work in (formula.forward, formula.backward))
+    return replace(formula, forward=forward, backward=backward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +140,7 @@ class Step:
     new: int
     context: int
     capacity: int
-    """Tokens the decoding state has room for; 0 in training, which keeps none."""
+    """Tokens the decoding state has room for; 0 in training and of a mixer alone, which keep none."""
     width: int
     """Bytes of an element."""
     path: str

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise, routing
+from benchbench.counters.core import Mixer, at
 from benchbench.counters.op import Formula, Placed, Step
 from benchbench.counters.resolvent import resolvent
 from benchbench.specs.resnet_bk import ResNetBKSpec
@@ -56,3 +57,17 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
     yield layer("", pointwise.join(n, s))
 
     yield Placed("backbone.norm_f", pointwise.layer_norm(rows, d, s, stream=step.stream))
+
+
+def core(spec: ResNetBKSpec, step: Step) -> Mixer:
+    """The resolvent of one clamped number a token.
+
+    It holds its output, eight bytes a token, and of the chunked fraction its terms, the same spread over lanes, their
+    results, and what a lane works in; `eager` the diagonal and every result twice. Both sides hold twice as much, and
+    then G; `bk-compat` determinants in complex128. What is not float32 is held in float32 too.
+    """
+    ops = at("mixer", (op for op in backbone(spec, step) if op.formula.name == "resolvent"))
+    chunked, eager = {"bk-causal": (33, 20), "bk-exact": (75, 52), "bk-compat": (113, 113)}[spec.form]
+    a_token = {"chunked": chunked, "eager": eager}.get(step.path, 8)
+    cast = 4 if step.width < 4 and step.path != "triton" else 0
+    return Mixer(ops, step.width * step.rows, (a_token + cast) * step.rows)

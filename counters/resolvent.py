@@ -1,10 +1,23 @@
 """Formulas of ResNet-BK's tridiagonal resolvent."""
 
+from typing import NamedTuple
+
 from benchbench.counters.op import Formula, Step, Work
 
 RESOLVENT_CHUNK = 16
 RESOLVENT_HALO = 24
 """Float32 positions that a chunk of the resolvent runs ahead of its own: 0.382^24 is below float32's rounding."""
+
+
+class Cut(NamedTuple):
+    """The positions of a lane's chunk, and those that it runs ahead of it, of each end that counts."""
+
+    chunk: int
+    halo: int
+
+
+TRITON_CUTS = {"bk-causal": (Cut(32, 32), Cut(32, 24)), "bk-exact": (Cut(16, 24), Cut(8, 24))}
+"""Forward and backward, in the Triton kernels."""
 
 
 def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
@@ -31,7 +44,11 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     `bk-compat`, one implementation, computes in complex numbers throughout: the diagonal 2, the division 11, the
     modulus's bound 1 + 2 and its product 6: 13 a token more, and θ_N's offset 2 a sequence. Backward: square 6,
     modulus 4, its bound 1 + 2, the product with it 6, g·G² 6, offset 2, g/G² 11, blend 3: 41.
+
+    `triton`: see `fused`.
     """
+    if step.path == "triton":
+        return fused(step, form, state_bytes)
     tokens = step.rows
     forward, divisions, backward, recursion, back_recursion = {
         "bk-causal": (9, 1, 14, 8, 13),
@@ -61,3 +78,57 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
         scratch_bytes=8 * tokens + 8 * overlap,
         sizes={"tokens": tokens, "batch": step.batch, "new": step.new},
     )
+
+
+def fused(step: Step, form: str, state_bytes: int) -> Formula:
+    """The resolvent in one kernel, forward and backward. A lane runs its whole chunk of C positions, and H around it.
+
+    `bk-causal`: a position of a lane is 9 forward, and backward the square 5, the sum 2, the product 6 and the sign 1.
+    L is kept by the clamp that follows.
+
+    `bk-exact`: around the chunk a position is the diagonal 1 and a fraction 8, on either side: 18 H. In the chunk the
+    diagonal is 1, either fraction's d and s are 2 and what follows from them 6, and joining them takes the left one's d
+    and s: 2 + 6. Nothing reads what the last position leaves of either: (1 + 2 + 2 + 8) C - 2 + 2·6 (C - 1).
+
+    Its backward keeps v alone, and computes L, R and G again. Around the chunk the square's product with a sum comes to
+    each position, 2 + 11, on either side. In the chunk: the right recursion's sum 2, and 11 but the last time; the left
+    one's 2 + 11 but the last time; the two sums joined 2, G² 5, the real part of their product 3, the sign 1.
+    """
+    tokens, s = step.rows, step.width
+    ahead, back = (_fit(step, cut) for cut in TRITON_CUTS[form])
+    lanes, back_lanes = (step.batch * -(-step.new // cut.chunk) for cut in (ahead, back))
+    if form == "bk-causal":
+        forward, backward = 9 * tokens, 14 * tokens
+        runs, back_runs = 9 * (ahead.chunk + ahead.halo), 14 * (back.chunk + back.halo)
+        saved, moved_back = 0, (16 + s) * tokens
+    else:
+        forward, backward = 27 * tokens, 39 * tokens
+        runs, back_runs = _both(ahead), _both(back) + 26 * back.halo + 13 * back.chunk + 24 * (back.chunk - 1)
+        saved, moved_back = s * tokens, (8 + 2 * s) * tokens
+    return Formula(
+        "resolvent",
+        "resolvent",
+        forward=Work(
+            forward,
+            (1 if form == "bk-causal" else 3) * tokens,
+            lanes * runs - forward,
+            bytes_moved=(8 + s) * tokens,
+        ),
+        backward=Work(backward, 0, back_lanes * back_runs - backward, bytes_moved=moved_back),
+        saved_bytes=saved,
+        state_bytes=state_bytes,
+        scratch_bytes=8 * tokens,
+        sizes={"tokens": tokens, "batch": step.batch, "new": step.new},
+    )
+
+
+def _both(cut: Cut) -> int:
+    """What a lane of the two-sided kernel runs."""
+    return 18 * cut.halo + 13 * cut.chunk + 12 * (cut.chunk - 1) - 2
+
+
+def _fit(step: Step, cut: Cut) -> Cut:
+    """A row of one position is cut to it, and one that is a single chunk has nothing around it. Symbols are long."""
+    if not isinstance(step.new, int) or step.new > cut.chunk:  # pyright: ignore[reportUnnecessaryIsInstance]
+        return cut
+    return Cut(1 if step.new == 1 else cut.chunk, 0)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 from benchbench.case import Case
+from benchbench.counters import ssd
 from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
@@ -138,6 +139,8 @@ def _by_torch(op: Op, setting: Setting) -> Seen:
             return Seen(op.flops)
         case "selective_scan":
             return _scan_by_torch(op, device, path)
+        case "ssd":
+            return Seen(*ssd.by_torch(op, path))
         case _:
             return Seen(0, (ELEMENTWISE,) if op.flops else ())
 
@@ -167,15 +170,22 @@ def _by_dispatch(op: Op, setting: Setting) -> Seen:
             return Seen(flops - size["n"] - size["masked"], (KEPT_SCALE,))
         case "adam_step" | "adamw_step":
             return Seen(flops + setting.tensors, (STEP_NUMBERS,))
-        case _ if shapes and chunked and op.path.endswith("mixer.scan") and setting.case.task != "decode":
+        case _ if shapes and chunked and op.path.endswith("mixer.scan") and _many(setting.case):
             return Seen(0, (SHAPES,))
         case "selective_scan" if chunked and backward:
             rows = size["batch"] * min(SCAN_CHUNK, size["new"])
             return Seen(flops + rows * size["channels"] * size["n_state"], (SUM_OF_A,))
         case "resolvent":
             return _resolvent_by_dispatch(op, setting)
+        case "ssd":
+            return Seen(*ssd.by_dispatch(op, setting.case.implementation, setting.device))
         case _:
             return Seen(flops)
+
+
+def _many(case: Case) -> bool:
+    """Whether a sequence has more than one token in a pass."""
+    return case.task != "decode" and case.seq_len > 1
 
 
 def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
@@ -183,6 +193,8 @@ def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
     size, spec = op.formula.sizes, setting.case.spec
     assert isinstance(spec, ResNetBKSpec)
     tokens, batch, new = size["tokens"], size["batch"], size["new"]
+    if setting.case.implementation == "triton":
+        return Seen(0, (SHAPES,))
     backward, chunked = op.phase == "backward", setting.case.implementation == "chunked"
     two_sided = spec.form == "bk-exact"
     meeting = 10 * tokens if two_sided else 0
@@ -226,5 +238,8 @@ def _by_fvcore(op: Op, setting: Setting) -> Seen:
             if device == "meta" and not size["single"]:
                 return Seen(0, (SCAN_SHAPES,))
             return Seen(states, (SCAN_READOUT, MULTIPLY_ADD))
+        case "ssd":
+            flops, rules = ssd.by_fvcore(op, path)
+            return Seen(flops, (*rules, MULTIPLY_ADD))
         case _:
             return Seen(0, (ELEMENTWISE,) if op.flops else ())

@@ -1,9 +1,34 @@
 """Formulas of Mamba's selective scan."""
 
+from typing import NamedTuple
+
 from benchbench.counters.op import Formula, Step, Work
 
 SCAN_CHUNK = 16
 """Steps between two states that the chunked scan keeps."""
+
+TRITON_CHUNK = 128
+"""Steps between two states that the scan in Triton keeps."""
+
+TRITON_BLOCK = 32
+"""Channels that one program of the scan in Triton sums dB and dC over."""
+
+SUM_COLUMNS = 8
+"""Columns of the matrix product that sums over channels: one is used for each step, the unit runs all."""
+
+FUSED_CHUNK = 2048
+"""Steps between two states that mamba-ssm's scan keeps, above 1024 of them: 128 threads with 16 each."""
+
+
+class Path(NamedTuple):
+    """What one way to compute the scan adds to its arithmetic, moves and holds."""
+
+    extra_forward: int
+    extra_backward: int
+    bytes_forward: int
+    bytes_backward: int
+    saved_bytes: int
+    scratch_bytes: int
 
 
 def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int = 0) -> Formula:
@@ -16,37 +41,21 @@ def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int 
     dΔ = Σ ·A 2; dA = Σ ·Δ 2; d(Δ·u) = Σ dh·B 2; dB = Σ dh·(Δ·u) 2: 15. A channel: dΔ += d(Δ·u)·u 2,
     du = d(Δ·u)·Δ + D·dy 3, dD = Σ dy·u 2: 7.
 
-    `eager` keeps the decay and, twice, the state of every step. Its C·dy is a product of a column and a row, 2 a state;
-    the last step has no decay·dh to add: 2 a state of a sequence less. `chunked` keeps the inputs, Δ before its
-    softplus, the gate and one state a chunk, and computes the whole forward again in backward: 7 a state and 3 a
-    channel, softplus 3 and the gate's SiLU 4; its Σ ·A for dΔ is a product and a product with ones: 3 a state, not 2.
+    The softplus of Δ and the gate are operations of their own; where a kernel computes them too, what it does beyond
+    their arithmetic is here.
     """
-    s, n = step.width, step.rows * channels
-    states, parameters = n * n_state, channels * n_state
-    last = step.batch * parameters
-    inputs = s * (2 * n + 2 * step.rows * n_state)
-    eager = step.path == "eager"
-    chunks = -(-step.new // SCAN_CHUNK)
-    kept = 4 * step.batch * channels * n_state * chunks
+    n = step.rows * channels
+    states = n * n_state
+    path = PATHS.get(step.path, _chunked)(step, channels, n_state)
     return Formula(
         "selective_scan",
         "scan",
-        forward=Work(
-            7 * states + 3 * n,
-            states,
-            bytes_moved=inputs + s * n + 4 * (parameters + channels) + (16 * states if eager else 0),
-        ),
-        backward=Work(
-            15 * states + 7 * n,
-            extra_flops=states - 2 * last if eager else 8 * states + 10 * n,
-            bytes_moved=2 * inputs + s * n + 8 * (parameters + channels) + (24 * states if eager else 2 * kept),
-        ),
+        forward=Work(7 * states + 3 * n, states, extra_flops=path.extra_forward, bytes_moved=path.bytes_forward),
+        backward=Work(15 * states + 7 * n, extra_flops=path.extra_backward, bytes_moved=path.bytes_backward),
         params=channels,
-        # The projection that reads u too keeps it. The gate's half holds on to the whole output of in_proj.
-        saved_bytes=s * ((2 if eager else 3) * n + 2 * step.rows * n_state) + (12 * states if eager else kept),
+        saved_bytes=path.saved_bytes,
         state_bytes=state_bytes,
-        # The chunked scan runs beside the whole output of in_proj, u, Δ before its softplus, Δ·u, and its own output.
-        scratch_bytes=s * n + 12 * states if eager else 6 * s * n,
+        scratch_bytes=path.scratch_bytes,
         sizes={
             "rows": step.rows,
             "batch": step.batch,
@@ -56,6 +65,145 @@ def selective_scan(step: Step, channels: int, n_state: int, *, state_bytes: int 
             "single": int(step.new == 1),
         },
     )
+
+
+def _eager(step: Step, channels: int, n_state: int) -> Path:
+    """Keeps the decay and, twice, the state of every step.
+
+    Its C·dy is a product of a column and a row, 2 a state; the last step has no decay·dh to add: 2 a state of a
+    sequence less.
+    """
+    s, n = step.width, step.rows * channels
+    states, parameters = n * n_state, channels * n_state
+    inputs = _inputs(step, channels, n_state)
+    return Path(
+        extra_forward=0,
+        extra_backward=states - 2 * step.batch * parameters,
+        bytes_forward=inputs + s * n + 4 * (parameters + channels) + 16 * states,
+        bytes_backward=2 * inputs + s * n + 8 * (parameters + channels) + 24 * states,
+        saved_bytes=s * (2 * n + 2 * step.rows * n_state) + 12 * states,
+        scratch_bytes=s * n + 12 * states,
+    )
+
+
+def _chunked(step: Step, channels: int, n_state: int) -> Path:
+    """Keeps the inputs, Δ before its softplus, the gate and one state a chunk.
+
+    Computes the whole forward again in backward: 7 a state and 3 a channel, softplus 3 and the gate's SiLU 4. Its
+    Σ ·A for dΔ is a product and a product with ones: 3 a state, not 2.
+    """
+    s, n = step.width, step.rows * channels
+    states, parameters = n * n_state, channels * n_state
+    inputs = _inputs(step, channels, n_state)
+    kept = 4 * step.batch * parameters * -(-step.new // SCAN_CHUNK)
+    return Path(
+        extra_forward=0,
+        extra_backward=8 * states + 10 * n,
+        # The gate is read and its gradient written here, too.
+        bytes_forward=inputs + 2 * s * n + 4 * (parameters + channels),
+        bytes_backward=2 * inputs + 3 * s * n + 8 * (parameters + channels) + 2 * kept,
+        # The projection that reads u too keeps it. The gate's half holds on to the whole output of in_proj.
+        saved_bytes=s * (3 * n + 2 * step.rows * n_state) + kept,
+        # It runs beside the whole output of in_proj, u, Δ before its softplus, Δ·u, and its own output.
+        scratch_bytes=6 * s * n,
+    )
+
+
+def _triton(step: Step, channels: int, n_state: int) -> Path:
+    """Our kernels, split over the sequence; a channel's softplus is 20 (scale, exp, a polynomial of degree 8, a
+    multiply-add), its sigmoid 4 (scale, exp, add, divide).
+
+    Forward, first kernel, a state: Δ·A, exp, (Δ·u)·B, multiply-add: 5; a channel: softplus, Δ·u, the sum of Δ: 22.
+    Between chunks, a state: A·ΣΔ, exp, multiply-add: 4. Last kernel: the 7 a state and 3 a channel; softplus 20 for
+    3, the gate's sigmoid and two products 6 for 5. A to base 2: 1 a parameter. In all 5 a state and 40 a channel more.
+    One token without gradients is one kernel: the 18 a channel of its softplus and gate, and 1 a state for base 2.
+
+    Backward, first walk, a state: Δ·A, exp, decay·h, + (Δ·u)·B 2; slope decay·p + Δ·decay·h 3; decay since the start
+    1; C·dy 1; handed down 2; dA 2; C·h 1, its sum 1, its sum times A 2; h·dy 1: 19. A channel: softplus 20, Δ·u 1,
+    sigmoid 4, dy 2, dD 2, ΣΔ 1, times dy 1, dz 8: 39. Second walk, a state: C·dy + g 2; g·B 1, its sum 1, its sum
+    times A 2; g·Δu 1; Δ·A, exp, decay·g 3: 10. A channel: softplus 20, two sigmoids 8, dy 2, Δ·u 1, dΔ's exponent 3,
+    du 3, draw 4: 41. Each walk sums over channels by a matrix product of 8 columns, 16 a state; in float32 by two, and
+    2 to split. That is 61 a state and 80 a channel, of which the formulas of the scan, the softplus and the gate have
+    15 and 7 + 5 + 9 + 2. Below 16 states the sums are sums, 1 each. A chunk's state: 4 between chunks, 5 to begin with
+    w and dA, and 1 to sum dA; each block's dB and dC: 1.
+    """
+    s, rows, n = step.width, step.rows, step.rows * channels
+    states, parameters = n * n_state, channels * n_state
+    chunks = step.batch * -(-step.new // TRITON_CHUNK)
+    between, wide = 4 * chunks * parameters, 4 * rows * n_state
+    narrow = rows * n_state * (s + 4)
+    blocks = -(-channels // TRITON_BLOCK)
+    summed = 1 if n_state < 16 else (2 * SUM_COLUMNS if s < 4 else 4 * SUM_COLUMNS + 2)
+    kept = between + 4 * step.batch * parameters
+    inputs = _inputs(step, channels, n_state)
+    if step.new == 1 and not step.training:
+        moved = inputs + 2 * s * n + 4 * (parameters + channels) + 8 * step.batch * parameters
+        return Path(states + 18 * n, 0, moved, 0, 0, 5 * s * n)
+    return Path(
+        extra_forward=5 * states + 40 * n + 4 * chunks * parameters + parameters,
+        extra_backward=(29 + 2 * summed - 15) * states
+        + (80 - 23) * n
+        + 10 * chunks * parameters
+        + parameters
+        + 2 * blocks * rows * n_state,
+        # B and C to float32; two passes over the inputs, the second with z, C and y; the states four times.
+        bytes_forward=2 * narrow + (2 * s * n + wide) + (4 * s * n + 2 * wide) + 8 * parameters + 4 * between,
+        # Two walks over u, Δ, z, dy; the first writes dz and a float32 a channel, the second reads that, writes du and
+        # dΔ. The shares of dB and dC are written, read and summed. Of chunks: states 2, carries 4, slopes 2, dA 4.
+        bytes_backward=2 * narrow
+        + (9 * s + 4) * n
+        + (6 * s + 4) * n
+        + 4 * wide
+        + 2 * (2 * blocks + 1) * wide
+        + 16 * parameters
+        + 12 * between,
+        saved_bytes=s * (3 * n + 2 * rows * n_state) + kept,
+        # Beside the whole output of in_proj, u, Δ before its softplus and its own output: B and C, the states.
+        scratch_bytes=5 * s * n + 2 * wide + (0 if step.training else kept),
+    )
+
+
+def _fused(step: Step, channels: int, n_state: int) -> Path:
+    """mamba-ssm 2.3.2: selective_scan_fwd, and selective_scan_bwd as mamba_inner_fn calls it with checkpoint_lvl 1.
+
+    A thread has 16 steps of one channel. It folds its (decay, h) pairs into one, 15 combinations of 3 operations; its
+    part of the scan over threads is 10 more: 5 within a warp, 3 over warps, 2 with what came before; then it applies
+    the recurrence to its steps. So a thread and state has 75 more than 2 a step; a chunk of 2048 steps 1 a state.
+    Forward, a channel: softplus, Δ·u, D·u, gate 30 for 3 + 3 + 5, of the compiler's own exp and log1p. At B = 1,
+    D = 1536, N = 16, L = 4096 that is 1,245,757,440 beside the exps of the states and three transcendentals a channel:
+    what an H200 counted, 421,527,552 multiply-adds, 383,827,968 products and 18,874,368 sums.
+
+    Backward, a state, from the states of the chunks: Δ·A, exp, (Δ·u)·B 2, C·dy 1, the two recurrences 4, d(Δ·u) 3,
+    h - Δ·u·B 1, dΔ 5, dA 3, dB 2, dC 1, and two atomic additions: 26, and both scans over threads. A channel: softplus,
+    D, gate, and the gated output again for out_proj's gradient: 25, for 7 + 5 + 9 + 2.
+
+    The convolution, its SiLU and Δ's projection are computed again, too: they are operations of their own.
+    """
+    s, rows, n = step.width, step.rows, step.rows * channels
+    states, parameters = n * n_state, channels * n_state
+    threads = step.batch * parameters * -(-step.new // 16)
+    chunks = step.batch * parameters * -(-step.new // FUSED_CHUNK)
+    pairs, narrow = 8 * chunks, s * rows * n_state
+    return Path(
+        extra_forward=75 * threads + chunks + 19 * n,
+        extra_backward=(26 - 15) * states + 150 * threads + 2 * n,
+        # u, Δ, z; out and the gated out; B and C made contiguous; pairs of decay and state.
+        bytes_forward=5 * s * n + 6 * narrow + 4 * (parameters + channels) + pairs,
+        # u, Δ, z, out, dout; du, dΔ, dz and the gated out; dB and dC in float32, and to the inputs' dtype.
+        bytes_backward=9 * s * n + 4 * narrow + 16 * rows * n_state + 8 * (parameters + channels) + pairs,
+        # The whole output of in_proj, out, x_proj's B and C and their contiguous copies; u and Δ are computed again.
+        saved_bytes=s * 3 * n + 4 * narrow + pairs,
+        # The whole output of in_proj, u, Δ, out and the gated out.
+        scratch_bytes=6 * s * n + 2 * narrow + pairs,
+    )
+
+
+def _inputs(step: Step, channels: int, n_state: int) -> int:
+    """Bytes of u and Δ, B and C."""
+    return step.width * step.rows * (2 * channels + 2 * n_state)
+
+
+PATHS = {"eager": _eager, "chunked": _chunked, "triton": _triton, "fused": _fused}
 
 
 def decay_rates(channels: int, n_state: int) -> Formula:

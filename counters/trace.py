@@ -6,7 +6,7 @@ at any length is traced in no memory.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +24,7 @@ from benchbench.counters.places import ModulePaths, Place, starred
 from benchbench.counters.rules import Setting, Witness, absent, seen
 from benchbench.errors import UnsupportedError
 from benchbench.models import LanguageModel, State, build
+from benchbench.models.core import Core
 from benchbench.models.moe import GroupedLinear
 from benchbench.specs import ModelSpec
 from benchbench.tasks.prepared import DTYPES, autocast
@@ -158,11 +159,11 @@ def _torch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
 
 
 def _dispatch_flops(case: Case, model: LanguageModel, device: str) -> Trace:
-    tokens_BN, state = _tokens(case, device), new_state(case, model)
+    given, state = inputs(case, model, device), new_state(case, model)
     with ModulePaths(model) as paths, torch.set_grad_enabled(case.task == "train"), Prices(paths) as prices:
-        if state is not None:
-            forward(case, model, tokens_BN, state)
-        for loss in _losses(case, model, tokens_BN):
+        if case.task != "train":
+            forward(case, model, given, state)
+        for loss in _losses(case, model, given):
             assert loss.grad_fn is not None
             prices.sums.watch(loss.grad_fn)
             loss.backward()
@@ -179,12 +180,15 @@ def _fvcore_flops(case: Case, model: LanguageModel, device: str) -> Trace:
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import bmm_flop_jit
 
-    analysis = FlopCountAnalysis(_Traceable(case, model), (_tokens(case, device),))
+    analysis = FlopCountAnalysis(_Traceable(case, model), inputs(case, model, device))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     # Its own handle takes two inputs, and fails on a product written into a given output.
     analysis.set_op_handle("aten::bmm", lambda inputs, outputs: bmm_flop_jit(inputs[:2], outputs))
     flops: dict[Place, int] = defaultdict(int)
-    for name, own in _own_flops(analysis.by_module()):
+    # It looks at the forward alone, and a custom autograd function would hide its operators from it.
+    with torch.no_grad():
+        by_module = analysis.by_module()
+    for name, own in _own_flops(by_module):
         flops[starred(name.removeprefix("model").removeprefix(".")), "forward"] += own
     return Trace(dict(flops), dict(analysis.unsupported_ops()))
 
@@ -210,7 +214,7 @@ def _own_flops(total: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 class _Traceable(nn.Module):
-    """A case's forwards as a function of their tokens alone."""
+    """A case's forwards as a function of their inputs alone."""
 
     def __init__(self, case: Case, model: LanguageModel) -> None:
         super().__init__()
@@ -218,14 +222,14 @@ class _Traceable(nn.Module):
         self.model = model
         self.passes = range(case.accumulate)
 
-    def forward(self, tokens_BN: Tensor) -> Tensor:
-        passes = [forward(self.case, self.model, tokens_BN, new_state(self.case, self.model)) for _ in self.passes]
+    def forward(self, *given: Tensor) -> Tensor:
+        passes = [forward(self.case, self.model, given, new_state(self.case, self.model)) for _ in self.passes]
         return passes[0] if len(passes) == 1 else torch.stack(passes)
 
 
 def new_state(case: Case, model: LanguageModel) -> State | None:
     """What the task continues from, and writes into."""
-    if case.task == "train":
+    if case.task in ("train", "core"):
         return None
     state = model.new_state(case.batch, case.seq_len + (case.task == "decode"))
     if case.task == "decode":
@@ -233,7 +237,10 @@ def new_state(case: Case, model: LanguageModel) -> State | None:
     return state
 
 
-def forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | None) -> Tensor:
+def forward(case: Case, model: LanguageModel, given: Sequence[Tensor], state: State | None) -> Tensor:
+    if case.task == "core":
+        return model(*given)
+    (tokens_BN,) = given
     with autocast(model, case):
         if state is None:
             return model.loss(tokens_BN, tokens_BN)
@@ -241,30 +248,34 @@ def forward(case: Case, model: LanguageModel, tokens_BN: Tensor, state: State | 
 
 
 def _call(case: Case, model: LanguageModel, device: str) -> Callable[[], None]:
-    tokens_BN = _tokens(case, device)
+    given = inputs(case, model, device)
 
     def call() -> None:
         if case.task == "train":
-            for loss in _losses(case, model, tokens_BN):
+            for loss in _losses(case, model, given):
                 loss.backward()
         else:
             with torch.no_grad():
-                forward(case, model, tokens_BN, new_state(case, model))
+                forward(case, model, given, new_state(case, model))
 
     return call
 
 
-def _losses(case: Case, model: LanguageModel, tokens_BN: Tensor) -> Iterator[Tensor]:
+def _losses(case: Case, model: LanguageModel, given: Sequence[Tensor]) -> Iterator[Tensor]:
     """The loss of each pass of a training step, whose gradients begin at nothing."""
     model.zero_grad()
     for _ in range(case.accumulate if case.task == "train" else 0):
-        loss = forward(case, model, tokens_BN, None)
+        loss = forward(case, model, given, None)
         yield loss if case.accumulate == 1 else loss / case.accumulate
 
 
-def _tokens(case: Case, device: str) -> Tensor:
+def inputs(case: Case, model: LanguageModel, device: str) -> tuple[Tensor, ...]:
+    """Tokens, or what a mixer alone reads."""
+    if case.task == "core":
+        assert isinstance(model, Core)
+        return model.inputs(case.batch, case.seq_len)
     new = 1 if case.task == "decode" else case.seq_len
-    return torch.zeros(case.batch, new, dtype=torch.int64, device=device)
+    return (torch.zeros(case.batch, new, dtype=torch.int64, device=device),)
 
 
 @lru_cache(maxsize=1)

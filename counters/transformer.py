@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise
+from benchbench.counters.core import Mixer, at
 from benchbench.counters.op import Formula, Placed, Step
 from benchbench.specs.transformer import TransformerSpec
 
@@ -78,3 +79,19 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
     yield layer("", pointwise.add(n, s, stream=step.stream))
 
     yield Placed("backbone.norm_f", norm())
+
+
+def core(spec: TransformerSpec, step: Step) -> Mixer:
+    """Attention of projected queries, keys and values.
+
+    `flash` holds its output and a number a query and head; what a CPU's threads work in is not counted. `eager` reads a
+    mask too, a byte a pair, and holds scaled queries, masked scores, weights and output, and of a batch its keys again.
+    """
+    ops = at("mixer", (op for op in backbone(spec, step) if op.formula.name == "attention"))
+    q, kv = (step.width * step.rows * heads * spec.d_head for heads in (spec.n_heads, spec.n_kv_heads))
+    queries = step.rows * spec.n_heads
+    if step.path == "flash":
+        return Mixer(ops, q + 2 * kv, q + 4 * queries)
+    mask = step.square_pairs if step.new > 1 else 0
+    scores = step.width * queries * step.new
+    return Mixer(ops, q + 2 * kv + mask, 2 * q + 2 * scores + (kv if step.batch > 1 else 0))

@@ -20,7 +20,8 @@ def build(
 ) -> LanguageModel:
     """The module of `spec`, initialised from `seed`, running `path` (the family's default if None).
 
-    With `checkpoint`, training keeps the inputs of the layers alone and runs them again in backward.
+    With `checkpoint`, training keeps the inputs of the layers alone and runs them again in backward. Where `spec` means
+    the token mixer alone, it is the family's `core` instead, of `benchbench.models.core`.
 
     Raises:
         BenchError: The family has no such path.
@@ -30,8 +31,11 @@ def build(
         raise unknown(f"{spec.family} path", path, spec.every_path())
     module = import_module(f"{__name__}.{spec.family.replace('-', '_')}")
     torch.manual_seed(seed)
+    implementation = spec.cuda_path if path == "graph" else path
     with torch.device(device):
-        model: LanguageModel = module.build(spec, spec.cuda_path if path == "graph" else path)
+        if spec.mixer_alone:
+            return module.core(spec, implementation).to(dtype)
+        model: LanguageModel = module.build(spec, implementation)
     model.backbone.checkpoint = checkpoint
     return model.to(dtype)
 

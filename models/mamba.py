@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchbench.models.base import Backbone, LanguageModel, State
+from benchbench.models.core import Core, log_uniform
 from benchbench.models.selective_scan import Inputs, SelectiveScan, state_dtype
 from benchbench.specs.mamba import MambaSpec
 
@@ -99,7 +100,7 @@ class Mixer(nn.Module):
         A_DN = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
         inputs = Inputs(u_BLD, self.dt_proj(low_BLR), z_BLD, B_BLN, C_BLN, A_DN, self.D)
         y_BLD, after_BDN = self.scan(inputs, state.ssm if state else None)
-        if state:
+        if state and after_BDN is not state.ssm:
             state.ssm.copy_(after_BDN.detach())
         return self.out_proj(y_BLD)
 
@@ -158,3 +159,46 @@ def build(spec: MambaSpec, path: str) -> LanguageModel:
 
         return FusedMamba(spec)
     return Mamba(spec, MambaBackbone(spec, path), path)
+
+
+class Scan(nn.Module):
+    """The scan of a layer with its A and D."""
+
+    def __init__(self, spec: MambaSpec, scan: nn.Module) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, spec.d_state + 1)).repeat(spec.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(spec.d_inner))
+        self.scan = scan
+
+    def forward(self, u_BLD: Tensor, raw_BLD: Tensor, z_BLD: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+        A_DN = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
+        return self.scan(Inputs(u_BLD, raw_BLD, z_BLD, B_BLN, C_BLN, A_DN, self.D))[0]
+
+
+class ScanCore(Core):
+    """The selective scan of what its layer projects and convolves, with the softplus of dt, the skip and the gate."""
+
+    def __init__(self, spec: MambaSpec, path: str, scan: nn.Module) -> None:
+        super().__init__(spec, path)
+        self.sizes = (spec.d_inner, spec.d_state)
+        self.mixer = Scan(spec, scan)
+
+    def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """u, dt before its softplus, z (B, L, D); B, C (B, L, N). dt is spread as where training starts."""
+        inner, states = self.sizes
+        u_BLD, z_BLD = (self.normal(batch, length, inner) for _ in range(2))
+        B_BLN, C_BLN = (self.normal(batch, length, states) for _ in range(2))
+        dt_BLD = log_uniform(self.like, DT_MIN, DT_MAX, batch, length, inner)
+        return u_BLD, dt_BLD.expm1_().log_().to(u_BLD.dtype), z_BLD, B_BLN, C_BLN  # the inverse of softplus
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(B, L, D)."""
+        return self.mixer(*inputs)
+
+
+def core(spec: MambaSpec, path: str) -> Core:
+    if path == "fused":
+        from benchbench.models.mamba_fused import FusedScanCore
+
+        return FusedScanCore(spec)
+    return ScanCore(spec, path, SelectiveScan(path))

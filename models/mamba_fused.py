@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from benchbench.errors import UnsupportedError
 from benchbench.extras import CONV1D, refusal
 from benchbench.models.base import State
-from benchbench.models.mamba import LayerState, Mamba, MambaBackbone, MambaState, Mixer, RMSNorm
+from benchbench.models.mamba import LayerState, Mamba, MambaBackbone, MambaState, Mixer, RMSNorm, ScanCore
+from benchbench.models.selective_scan import Inputs
 from benchbench.specs.mamba import MambaSpec
 
 PATH = "fused"
@@ -228,3 +229,23 @@ class FusedMamba(Mamba):
             return weight.new_zeros(batch, spec.d_inner, columns, requires_grad=False)
 
         return MambaState([LayerState(zeros(spec.d_conv), zeros(spec.d_state)) for _ in range(spec.n_layers)])
+
+
+class FusedScan(nn.Module):
+    """`selective_scan_fn`, called as `SelectiveScan` is. Inputs whose tokens are innermost in memory are not copied."""
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor]:
+        require_gpu(inputs.u)
+        u_BDL, raw_BDL, z_BDL, B_BNL, C_BNL = (tensor.mT for tensor in inputs[:5])
+        scan: Any = kernels().scan
+        y_BDL = scan(u_BDL, raw_BDL, inputs.A, B_BNL, C_BNL, inputs.D.float(), z=z_BDL, delta_softplus=True)
+        return (y_BDL.mT,)
+
+
+class FusedScanCore(ScanCore):
+    def __init__(self, spec: MambaSpec) -> None:
+        super().__init__(spec, PATH, FusedScan())
+
+    def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """Those of every scan, with the tokens innermost in memory."""
+        return tuple(tensor.mT.contiguous().mT for tensor in super().inputs(batch, length))

@@ -7,15 +7,21 @@ On the CPU the last bits of a product can depend on how many rows it has. A sequ
 on where later tokens are routed, so weights lie (inputs, outputs), for which MKL gives a row the same bits among 2 or
 more rows up to a few hundred inputs, and a group of one row is doubled, unless the sequence is one token.
 
+On CUDA a handful of rows, as in decoding, is not sorted: every row is multiplied by weights fetched for it alone, which
+takes a third of the launches.
+
 Shape suffixes: B batch, N tokens, T = B·N, D d_model, E experts, K = top_k, R = T·K rows, I inputs, O outputs,
 J tiles, M rows of a tile.
 """
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TILES_PER_EXPERT = 8
@@ -37,17 +43,51 @@ class MoE(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_TD = x_BND.flatten(0, -2)
-        logits_TK, expert_TK = self.router(x_TD).topk(self.top_k, dim=-1)
+        logits_TK, expert_TK = largest(self.router(x_TD), self.top_k)
         gates_TK = logits_TK.softmax(-1)
+        if x_TD.is_cuda and expert_TK.numel() <= self.router.out_features:
+            rows_TKD = x_TD[:, None].expand(-1, self.top_k, -1)
+            y_TKD = self.experts.each(rows_TKD.flatten(0, 1), expert_TK.flatten()).view_as(rows_TKD)
+            return reduce(torch.add, (y_TKD * gates_TK[..., None]).unbind(1)).view_as(x_BND)
         expert_R, order_R = expert_TK.flatten().sort(stable=True)
         numbers_E = torch.arange(self.router.out_features, device=x_TD.device)
         ends_E = torch.searchsorted(expert_R, numbers_E, right=True)
-        rows_RD = x_TD.index_select(0, order_R // self.top_k)
-        rows_RD = self.experts(rows_RD, ends_E, lone=x_BND.shape[-2] == 1)
-        rows_RD = rows_RD * gates_TK.flatten().index_select(0, order_R)[:, None]
         back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=x_TD.device))
-        y_TKD = rows_RD.index_select(0, back_R).unflatten(0, (-1, self.top_k))
+        rows_RD = taken(x_TD, order_R // self.top_k, back_R, copies=self.top_k)
+        rows_RD = self.experts(rows_RD, ends_E, lone=x_BND.shape[-2] == 1)
+        rows_RD = rows_RD * taken(gates_TK.flatten(), order_R, back_R)[:, None]
+        y_TKD = taken(rows_RD, back_R, order_R).unflatten(0, (-1, self.top_k))
         return reduce(torch.add, y_TKD.unbind(1)).view_as(x_BND)
+
+
+def largest(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The K largest logits of each token, and whose they are. On CUDA `topk` of so few takes longer than a maximum."""
+    if top_k == 1 and logits_TE.is_cuda:
+        return logits_TE.max(-1, keepdim=True)
+    return logits_TE.topk(top_k, dim=-1)
+
+
+def taken(x: Tensor, index_R: Tensor, back_R: Tensor, copies: int = 1) -> Tensor:
+    """Rows `index_R` of x, each row of it taken `copies` times; row r of x is at back_R[copies·r : copies·(r + 1)].
+
+    Torch's own gradient of it adds row by row, with atomic additions on CUDA; ours there takes the rows back.
+    """
+    return Taken.apply(x, index_R, back_R, copies) if x.is_cuda else x.index_select(0, index_R)
+
+
+class Taken(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index_R: Tensor, back_R: Tensor, copies: int) -> Tensor:
+        ctx.copies = copies
+        ctx.save_for_backward(back_R)
+        return x.index_select(0, index_R)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (back_R,) = ctx.saved_tensors
+        grads = grad.index_select(0, back_R).unflatten(0, (-1, ctx.copies))
+        return reduce(torch.add, grads.unbind(1)), None, None, None
 
 
 class Experts(nn.Module):
@@ -63,6 +103,10 @@ class Experts(nn.Module):
     def forward(self, x_RD: Tensor, ends_E: Tensor, lone: bool = True) -> Tensor:
         return self.down(self.dropout(self.act(self.up(x_RD, ends_E, lone))), ends_E, lone)
 
+    def each(self, x_RD: Tensor, expert_R: Tensor) -> Tensor:
+        """The same of rows in any order, whose experts are given."""
+        return self.down.each(self.dropout(self.act(self.up.each(x_RD, expert_R))), expert_R)
+
 
 class GroupedLinear(nn.Module):
     """One linear map an expert, stacked: weight (E, I, O), bias (E, O)."""
@@ -77,6 +121,11 @@ class GroupedLinear(nn.Module):
     def forward(self, x_RI: Tensor, ends_E: Tensor, lone: bool = True) -> Tensor:
         return grouped_linear(x_RI, ends_E, self.weight, self.bias, lone)
 
+    def each(self, x_RI: Tensor, expert_R: Tensor) -> Tensor:
+        """(R, O), with a copy of its expert's weight for every row."""
+        w_RIO, b_RO = self.weight.index_select(0, expert_R), self.bias.index_select(0, expert_R)
+        return torch.baddbmm(b_RO[:, None], x_RI[:, None], w_RIO)[:, 0]
+
 
 def grouped_linear(x_RI: Tensor, ends_E: Tensor, w_EIO: Tensor, b_EO: Tensor, lone: bool = True) -> Tensor:
     """Rows [ends[e-1], ends[e]) of `x_RI` through the linear map e, (R, O), with no wait for the device on CUDA.
@@ -84,6 +133,9 @@ def grouped_linear(x_RI: Tensor, ends_E: Tensor, w_EIO: Tensor, b_EO: Tensor, lo
     `lone` lets a group of one row be a matrix-vector product on the CPU, whose last bits differ.
     """
     if x_RI.is_cuda and not is_fake(x_RI):
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            x_RI, w_EIO, b_EO = x_RI.to(dtype), w_EIO.to(dtype), b_EO.to(dtype)
         # The kernel wants every row on a boundary of 16 bytes: 8 numbers.
         fits = x_RI.dtype == torch.bfloat16 and not any(size % 8 for size in w_EIO.shape[1:])
         product = kernel_linear if fits and hasattr(F, "grouped_mm") else tiled_linear
@@ -110,11 +162,16 @@ def affine(x_RI: Tensor, w_IO: Tensor, b_O: Tensor, lone: bool) -> Tensor:
 
 
 def kernel_linear(x_RI: Tensor, ends_E: Tensor, w_EIO: Tensor, b_EO: Tensor) -> Tensor:
-    """One grouped GEMM of torch, bfloat16 on CUDA. The bias is a product with one-hot rows: so is its gradient."""
+    """One grouped GEMM of torch, bfloat16 on CUDA, to which a product with one-hot rows adds the bias in place.
+
+    So the bias's gradient is a product too. E is filled up with zeros to 8, a row of 16 bytes, as fast kernels want it.
+    """
     row_R = torch.arange(len(x_RI), device=x_RI.device)
     expert_R = torch.searchsorted(ends_E, row_R, right=True)
-    onehot_RE = (expert_R[:, None] == torch.arange(len(w_EIO), device=x_RI.device)).to(x_RI.dtype)
-    return F.grouped_mm(x_RI, w_EIO, offs=ends_E.to(torch.int32)) + onehot_RE @ b_EO
+    filled = -(-len(b_EO) // 8) * 8
+    onehot_RE = (expert_R[:, None] == torch.arange(filled, device=x_RI.device)).to(x_RI.dtype)
+    product_RO = F.grouped_mm(x_RI, w_EIO, offs=ends_E.to(torch.int32))
+    return product_RO.addmm_(onehot_RE, F.pad(b_EO, (0, 0, 0, filled - len(b_EO))))
 
 
 def tiled_linear(x_RI: Tensor, ends_E: Tensor, w_EIO: Tensor, b_EO: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchbench.models.base import Backbone, LanguageModel, State
+from benchbench.models.core import Core
 from benchbench.models.moe import MoE
 from benchbench.models.resolvent import Resolvent
+from benchbench.models.resolvent_triton import TritonResolvent
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 FEATURE_BOUND = 10.0
@@ -34,13 +36,17 @@ class ResolventState(State):
         yield from self.layers
 
 
+def resolvent(spec: ResNetBKSpec, path: str) -> Resolvent | TritonResolvent:
+    return TritonResolvent(spec.form) if path == "triton" else Resolvent(spec.form, path, spec.grad_blend)
+
+
 class Block(nn.Module):
     def __init__(self, spec: ResNetBKSpec, path: str) -> None:
         super().__init__()
         self.v_max = spec.v_max
         self.norm = nn.LayerNorm(spec.d_model)
         self.v_proj = nn.Linear(spec.d_model, 1)
-        self.core = Resolvent(spec.form, path, spec.grad_blend)
+        self.core = resolvent(spec, path)
         self.o_proj = nn.Linear(2, spec.d_model)
         self.bk_scale = nn.Parameter(torch.ones(()))
         self.moe = MoE(spec.d_model, spec.d_ff, spec.n_experts, spec.top_k, spec.dropout)
@@ -105,3 +111,24 @@ class ResNetBK(LanguageModel):
 
 def build(spec: ResNetBKSpec, path: str) -> ResNetBK:
     return ResNetBK(spec, path)
+
+
+class ResolventCore(Core):
+    """The resolvent of clamped potentials, one number a token and layer."""
+
+    def __init__(self, spec: ResNetBKSpec, path: str) -> None:
+        super().__init__(spec, path)
+        self.v_max = spec.v_max
+        self.mixer = resolvent(spec, path)
+
+    def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """v (B, N)."""
+        return (self.normal(batch, length).clamp_(-self.v_max, self.v_max),)
+
+    def forward(self, v_BN: Tensor) -> Tensor:
+        """(B, N, 2)."""
+        return self.mixer(v_BN)
+
+
+def core(spec: ResNetBKSpec, path: str) -> ResolventCore:
+    return ResolventCore(spec, path)

@@ -7,6 +7,7 @@ The chunked scan works time first and keeps the channels innermost, (R, N, D): o
 States are float32 or wider.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class Inputs(NamedTuple):
 
 
 class SelectiveScan(nn.Module):
-    """The scan that `path` names: `eager`, the loop as written above, or `chunked`. It has no parameters."""
+    """The scan that `path` names: `eager`, the loop as written above, `chunked`, or `triton`. It has no parameters."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -50,6 +51,10 @@ class SelectiveScan(nn.Module):
             h_BDN = u_BLD.new_zeros(len(u_BLD), *A_DN.shape, dtype=state_dtype(u_BLD.dtype))
         if self.path == "eager":
             return sequential_scan(inputs, h_BDN)
+        if self.path == "triton":
+            from benchbench.models.selective_scan_triton import triton_scan
+
+            return triton_scan(inputs, h_BDN)
         if u_BLD.shape[1] == 1 and not torch.is_grad_enabled():
             return one_step(inputs, h_BDN)
         return chunked_scan(inputs, h_BDN)
@@ -114,13 +119,13 @@ def _forward(inputs: Inputs, h_BDN: Tensor, *, keep: bool) -> tuple[Tensor, Tens
     y_LBD = u_LBD.new_empty(u_LBD.shape)
     starts = u_LBD.new_empty(-(-length // T) if keep else 0, batch, *A_ND.shape)
     h_RND = u_LBD.new_empty((T + 1) * batch, *A_ND.shape)
-    if _has_numbers(u_LBD):
+    if not u_LBD.is_meta:
         decay_RND = torch.empty_like(h_RND[batch:])
         dt_LBD = F.softplus(raw_LBD)
         h_RND[:batch] = h_BDN.mT
         hs, decays = h_RND.split(batch), decay_RND.split(batch)
-        rows = zip(*(_rows(x, T) for x in (dt_LBD, dt_LBD * u_LBD, B_LBN, C_LBN, y_LBD)), strict=True)
-        for i, (dt, dtu, B, C, y) in enumerate(rows):
+        by_row = [_rows(x_LBE) for x_LBE in (dt_LBD, dt_LBD * u_LBD, B_LBN, C_LBN, y_LBD)]
+        for i, (dt, dtu, B, C, y) in enumerate(_chunks(by_row, T * batch)):
             R = len(dt)
             n, h, decay = R // batch, h_RND[batch : batch + R], decay_RND[:R]
             if keep:
@@ -142,7 +147,7 @@ def _backward(inputs: Inputs, starts: Tensor, dout_BLD: Tensor | None, dh_BDN: T
     w_t = d(dt_t A) = g_t h_{t-1} exp(dt_t A),  so  dA = sum_t dt_t w_t,  and d(dt_t) has <w_t, A>.
     """
     wide = starts.dtype
-    if not _has_numbers(starts):
+    if starts.is_meta:
         return (*(torch.empty_like(tensor) for tensor in inputs), starts.new_empty(starts.shape[1:]).mT)
     u_LBD, raw_LBD, z_LBD, B_LBN, C_LBN = (tensor.transpose(0, 1).to(wide) for tensor in inputs[:5])
     (length, batch, _), A_ND = u_LBD.shape, inputs.A.T.to(wide).contiguous()
@@ -159,12 +164,13 @@ def _backward(inputs: Inputs, starts: Tensor, dout_BLD: Tensor | None, dh_BDN: T
     carry_BND = torch.zeros_like(starts[0]) if dh_BDN is None else dh_BDN.mT.to(wide).contiguous()
     ones_R1N = A_ND.new_ones(T * batch, 1, len(A_ND))
     hs, decays, gs = h_RND.split(batch), decay_RND.split(batch), g_RND.split(batch)
-    by_row = (dt_LBD, dtu_LBD, dy_LBD, B_LBN, C_LBN, y_LBD, ddt_LBD, ddtu_LBD, dB_LBN, dC_LBN)
-    rows = zip(starts, *(_rows(tensor, T) for tensor in by_row), strict=True)
-    for start_BND, dt, dtu, dy, B, C, y, ddt, ddtu, dB, dC in reversed(list(rows)):
+    by_step = (dt_LBD, dtu_LBD, dy_LBD, B_LBN, C_LBN, y_LBD, ddt_LBD, ddtu_LBD, dB_LBN, dC_LBN)
+    by_row = [_rows(x_LBE) for x_LBE in by_step]
+    chunks = _chunks(by_row, T * batch)
+    for i, (dt, dtu, dy, B, C, y, ddt, ddtu, dB, dC) in reversed(list(enumerate(chunks))):
         R = len(dt)
         n, h, decay, g, w = R // batch, h_RND[batch : batch + R], decay_RND[:R], g_RND[:R], h_RND[:R]
-        hs[0].copy_(start_BND)
+        hs[0].copy_(starts[i])
         torch.mul(dt, A_ND, out=decay).exp_()
         torch.mul(dtu, B.mT, out=h)
         _accumulate(hs[1 : n + 1], decays[:n], hs[:n])
@@ -187,12 +193,19 @@ def _backward(inputs: Inputs, starts: Tensor, dout_BLD: Tensor | None, dh_BDN: T
     return (*(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)), carry_BND.mT)
 
 
-def _rows(x_LBE: Tensor, T: int) -> tuple[Tensor, ...]:
-    """Each chunk's (R, 1, E): one row for each of its tokens and sequences, a left side of a batched product."""
-    return x_LBE.flatten(0, 1)[:, None].split(T * x_LBE.shape[1])
+def _rows(x_LBE: Tensor) -> Tensor:
+    """(L·B, 1, E): one row for each token and sequence, a left side of a batched product."""
+    return x_LBE.flatten(0, 1)[:, None]
 
 
-def _has_numbers(tensor: Tensor) -> bool:
+def _chunks(by_row: Sequence[Tensor], R: int) -> list[tuple[Tensor, ...]]:
+    """R rows of every tensor at a time. None of fake tensors, of which all but the loop over the chunks then runs."""
+    if not has_numbers(by_row[0]):
+        return []
+    return list(zip(*(x_R1E.split(R) for x_R1E in by_row), strict=True))
+
+
+def has_numbers(tensor: Tensor) -> bool:
     """False for a tensor that is all shape: a million tokens are then traced without a loop."""
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 

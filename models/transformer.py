@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchbench.errors import UnsupportedError
 from benchbench.models.base import Backbone, LanguageModel, State
+from benchbench.models.core import Core
 from benchbench.specs.transformer import TransformerSpec
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -302,3 +303,28 @@ class Transformer(LanguageModel):
 
 def build(spec: TransformerSpec, path: str) -> Transformer:
     return Transformer(spec, path)
+
+
+class AttentionCore(Core):
+    """Causal attention of projected queries, keys and values, by the paths of the model."""
+
+    def __init__(self, spec: TransformerSpec, path: str) -> None:
+        super().__init__(spec, path)
+        self.heads = (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)
+        self.d_head = spec.d_head
+        self.mixer = FlashCore(0.0) if path == "flash" else EagerCore(0.0)
+
+    def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        """q (B, H, N, C), k and v (B, K, N, C), a token's heads side by side; for `eager` also its mask (N, N)."""
+        qkv = tuple(self.normal(batch, length, heads, self.d_head).transpose(1, 2) for heads in self.heads)
+        if self.path == "flash" or length == 1:
+            return qkv
+        return (*qkv, torch.ones(length, length, dtype=torch.bool, device=self.like.device).tril_())
+
+    def forward(self, q_BHNC: Tensor, k_BKNC: Tensor, v_BKNC: Tensor, visible_NN: Tensor | None = None) -> Tensor:
+        """(B, H, N, C)."""
+        return self.mixer(q_BHNC, k_BKNC, v_BKNC, visible_NN)
+
+
+def core(spec: TransformerSpec, path: str) -> AttentionCore:
+    return AttentionCore(spec, path)

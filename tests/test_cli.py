@@ -102,7 +102,7 @@ def test_help_lists_every_verb(capsys):
         ),
         (
             ["run", "--suite", "smoke", "--task", "tran"],
-            "benchbench: Invalid value for '--task': 'tran' is not one of 'prefill', 'decode', 'train'.",
+            "benchbench: Invalid value for '--task': 'tran' is not one of 'prefill', 'decode', 'train', 'core'.",
             "See: benchbench run -h",
         ),
         (

@@ -1,4 +1,5 @@
-from records import counted, record, steady
+import pytest
+from records import ENVIRONMENT, counted, record, steady
 
 from benchbench import table
 from benchbench.columns import Group, agreement_text, case_table, current, grouped, model_table, peak_basis, reason
@@ -147,3 +148,67 @@ def test_parameters_stand_once_a_model():
         ["resnet-bk-baseline", "resnet-bk", "10,000,000", "6,130,000", "—"],
     ]
     assert "parameters (counted)" in table.markdown(drawn)
+
+
+# Utilisations
+
+H200 = {**ENVIRONMENT, "device": "cuda", "gpu": {"name": "NVIDIA H200"}, "flags": {"matmul_tf32": False}}
+
+
+def utilised(one, environment=H200):
+    drawn = case_table(group(one), [one], environments={"e1": environment})
+    return {
+        column.title: cell
+        for column, cell in zip(drawn.columns, drawn.rows[0], strict=True)
+        if column.title in ("MFU", "HFU", "bandwidth")
+    }
+
+
+def test_a_known_gpu_has_model_and_hardware_utilisation():
+    # 989.5e12 FLOP/s dense in bfloat16: a tenth of it in one second, and a fifth with what runs again.
+    cost = counted(98_950_000_000_000, executed_flops=197_900_000_000_000)
+    cells = utilised(record("mamba-tiny", times=steady(1.0), cost=cost, case={"dtype": "bfloat16"}))
+    assert list(cells) == ["MFU", "HFU"]
+    assert cells["MFU"].value == pytest.approx(0.1)
+    assert (cells["MFU"].text, cells["HFU"].text) == ("10%", "20%")
+
+
+def test_float32_is_measured_against_what_it_is_rounded_to():
+    # 67e12 FLOP/s without tensor cores, 494.5e12 where torch may round to TF32.
+    one = record("mamba-tiny", times=steady(1.0), cost=counted(6_700_000_000_000))
+    assert utilised(one)["MFU"].value == pytest.approx(0.1)
+    rounded = utilised(one, {**H200, "flags": {"matmul_tf32": True}})
+    assert rounded["MFU"].value == pytest.approx(6.7 / 494.5)
+
+
+def test_autocast_is_measured_against_its_dtype():
+    case = {"autocast": "bfloat16"}
+    one = record("mamba-tiny", times=steady(1.0), task="train", cost=counted(98_950_000_000_000), case=case)
+    assert utilised(one)["MFU"].value == pytest.approx(0.1)
+
+
+def test_decode_shows_the_share_of_the_memory_bandwidth():
+    # 4.8e12 B/s: 1.2e9 bytes in a millisecond are a quarter.
+    one = record("mamba-tiny", times=steady(1e-3), task="decode", cost=counted(bytes_moved=1_200_000_000))
+    cells = utilised(one)
+    assert list(cells) == ["bandwidth"]
+    assert cells["bandwidth"].text == "25%"
+
+
+@pytest.mark.parametrize("gpu", [None, {"name": "NVIDIA H200 NVL"}, {"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb"}])
+def test_an_unknown_device_has_no_utilisation(gpu):
+    assert not utilised(record(times=steady(1.0), cost=counted()), {**H200, "gpu": gpu})
+
+
+def test_a_dtype_without_a_peak_has_no_utilisation():
+    t4 = {**H200, "gpu": {"name": "Tesla T4"}}
+    assert not utilised(record(times=steady(1.0), cost=counted(), case={"dtype": "bfloat16"}), t4)
+
+
+def test_what_was_not_timed_is_absent_beside_what_was():
+    timed = record("mamba-tiny", 512, steady(1.0), cost=counted())
+    skipped = record("mamba-tiny", 1024, status="skipped", reason="no time", cost=counted())
+    drawn = case_table(group(timed), [timed, skipped], environments={"e1": H200})
+    place = [column.title for column in drawn.columns].index("MFU")
+    assert drawn.rows[1][place].text == "—"
+    assert drawn.rows[0][place].value is not None

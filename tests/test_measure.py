@@ -124,6 +124,47 @@ def test_a_failed_gate_is_an_error_and_nothing_is_timed(bench: Bench, phases: To
     assert result.checked.gate_error > result.checked.gate_tolerance == 1e-4
 
 
+def test_a_known_verdict_is_taken_over(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object) -> None:
+        raise AssertionError("gated again")
+
+    key = do(bench, case()).gate_key
+    monkeypatch.setattr(measure, "gate", never)
+    known = Request(case=case(), protocol=SHORT, trace=False, gates=((key, 0.25, 0.5),))
+    passed = bench.run(known)
+    failed = bench.run(known.replace(gates=((key, 0.75, 0.5),)))
+
+    assert (passed.status, passed.checked.gate, passed.checked.gate_error) == ("ok", "passed", 0.25)
+    assert (failed.status, failed.checked.gate, failed.measured) == ("error", "failed", None)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({"seq_len": 500}, True),  # all longer than the gate's 77 tokens are alike
+        ({"seq_len": 500, "seed": 3}, True),
+        ({"seq_len": 76}, False),
+        ({"batch": 2}, False),
+        ({"path": "eager"}, False),
+        ({"dtype": "bfloat16"}, False),
+        ({"task": "decode"}, False),
+        ({"name": "mamba-tiny", "path": "chunked"}, False),
+    ],
+)
+def test_a_verdict_is_known_by_what_the_gate_looks_at(other: dict[str, Any], same: bool):
+    first, second = case(seq_len=77), case(**{"seq_len": 77, **other})
+
+    assert (measure.gate_key(first) == measure.gate_key(second)) == same
+
+
+def test_the_seconds_of_a_failed_step_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "build", lambda *_, **__: torch.empty(2**60))
+    result = do(bench, case())
+
+    assert result.status == "oom"
+    assert set(result.steps_s) == {"gate", "build"}
+
+
 def test_a_loss_that_is_not_finite_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     real = measure.build
 

@@ -1,5 +1,6 @@
 """Runs with a fake worker: what is recorded, what goes on where it stopped, and what the exit code says."""
 
+import errno
 import io
 import json
 import os
@@ -48,12 +49,14 @@ class Bench:
         self.tmp_path = tmp_path
         self.out = tmp_path / "run"
         self.script: dict[str, object] = {}
+        self.beside = False
         self.said = ""
 
     def launcher(self) -> LocalLauncher:
         file = self.tmp_path / "script.json"
         file.write_text(json.dumps(self.script))
-        return LocalLauncher("cpu", program=(sys.executable, str(FAKE), "--script", str(file)))
+        program = (sys.executable, str(FAKE), "--script", str(file))
+        return LocalLauncher("cpu", program=program, beside=self.beside)
 
     def run(self, suite: Suite = SUITE, **options: object) -> int:
         stream = io.StringIO()
@@ -79,6 +82,13 @@ def bench(tmp_path):
     return Bench(tmp_path)
 
 
+@pytest.fixture
+def two(bench):
+    """With a second worker, which traces while the first measures, as on a GPU."""
+    bench.beside = True
+    return bench
+
+
 def test_every_case_has_a_record_with_its_count_and_its_prediction(bench):
     assert bench.run() == 0
     assert {record.status for record in bench.records.values()} == {"ok"}
@@ -88,6 +98,8 @@ def test_every_case_has_a_record_with_its_count_and_its_prediction(bench):
     assert record.checked.traced_flops == 7
     assert record.predicted.basis.startswith("counted work at 1.00 TFLOP/s")
     assert record.summary["time_s"].n == 6
+    assert record.steps_s == {"gate": 0.001, "build": 0.002, "timing": 0.016, "memory": 0.001, "trace": 0.5}
+    assert record.checked.memory is None, "the memory of a CPU is not held against the count yet"
     # 128 tokens in the fake's 2 ms; a decoding step writes one.
     assert record.tokens_per_s == pytest.approx(64_000)
     assert bench.records["mamba-tiny/decode/N64/B1/float32/chunked"].tokens_per_s == pytest.approx(500)
@@ -144,6 +156,67 @@ def test_a_failed_gate_or_an_unexplained_trace_fails_the_command(bench, does, sa
     bench.script = {"mamba-tiny/decode": does}
     assert bench.run() == 1
     assert said in bench.said
+
+
+def test_two_workers_leave_the_records_that_one_does(bench):
+    def told(record):
+        return record.model_copy(update={"started_at": "", "predicted": None})
+
+    bench.run(HUGE)
+    one = {name: told(record) for name, record in bench.records.items()}
+    bench.out, bench.beside = bench.tmp_path / "two", True
+    assert bench.run(HUGE) == 0
+    both = {name: told(record) for name, record in bench.records.items()}
+    for name, record in both.items():
+        assert record.checked.traced_flops == 7
+        if record.status == "ok":
+            gate_error = {"gate_error": one[name].checked.gate_error}  # the fake's process id
+            both[name] = record.model_copy(update={"checked": record.checked.model_copy(update=gate_error)})
+    assert both == one
+
+
+def test_a_worker_killed_beside_another_loses_one_case(two):
+    two.script = {"mamba-tiny/prefill/N64": "kill", "transformer-tiny/prefill/N64": "trace kill"}
+    assert two.run() == 3
+    assert two.lines == 5
+    assert two.status("mamba-tiny/prefill/N64") == two.status("transformer-tiny/prefill/N64") == "lost"
+    measured, traced = (
+        next(r for name, r in two.records.items() if name.startswith(start))
+        for start in ("mamba-tiny/prefill/N64", "transformer-tiny/prefill/N64")
+    )
+    assert (measured.measured, measured.checked.traced_flops) == (None, 7)
+    # What was measured is kept; a trace that is tried again after a failure was not lost with its worker.
+    assert (traced.measured.time_s, traced.checked.gate) == ((0.002,) * 6, "passed")
+    two.script = {}
+    assert two.run(retry=True) == 0
+    assert {record.status for record in two.records.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_full_disk_ends_the_run_and_its_workers(bench, beside, monkeypatch):
+    bench.beside = beside
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(BenchError, match=r"cannot write to .*No space left on device"):
+            bench.run()
+    assert not workers(bench.tmp_path)
+    assert bench.lines == 0
+    assert bench.run() == 0
+    assert bench.lines == 5
+
+
+def test_a_gpus_memory_is_held_against_the_count(bench):
+    # The fake takes 1000 bytes, whatever the case, and says that it is on a GPU with 1 GiB left.
+    bench.script = {"env": {"device": "cuda"}, "memory_bytes": 2**30, "mamba-tiny/decode": "oom"}
+    assert bench.run() == 1
+    assert {record.checked.memory for record in bench.records.values()} == {"differs"}
+    assert "1.00 GiB were available" in bench.records["mamba-tiny/decode/N64/B1/float32/chunked"].reason
+    assert "peak memory 1,000 B, " in bench.said
+    assert "(FAILED: the memory beside the count)" in bench.said
 
 
 def test_nothing_measured_is_not_success(bench):
@@ -224,16 +297,22 @@ from benchbench.progress import LineView
 from benchbench.runner import run, Request
 from test_runner import Bench, SUITE
 bench = Bench(Path({folder!r}))
-bench.script = {{"mamba-tiny/prefill/N128": "sleep 30"}}
+bench.beside = {beside}
+bench.script = {{"mamba-tiny/prefill/N128": {does!r}}}
 request = Request((SUITE,), out=bench.out, command="benchbench run --suite mine")
 ended = run(request, bench.launcher(), LineView(Console(stderr=True, width=300)))
 sys.exit(ended.code)
 """
 
 
-def started(tmp_path: Path) -> subprocess.Popen[str]:
+def workers(folder: Path) -> list[int]:
+    """Processes whose command line names the folder."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+
+
+def started(tmp_path: Path, beside: bool, does: str) -> subprocess.Popen[str]:
     """A run in a process of its own, whose case in hand takes very long, after others have finished."""
-    code = PROGRAM.format(tests=str(FAKE.parent), folder=str(tmp_path))
+    code = PROGRAM.format(tests=str(FAKE.parent), folder=str(tmp_path), beside=beside, does=does)
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     records = tmp_path / "run" / RECORDS
     until = time.monotonic() + 30
@@ -244,17 +323,24 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+LONG = pytest.mark.parametrize(
+    ("beside", "does"),
+    [(False, "sleep 30"), (True, "sleep 30"), (True, "trace sleep 30")],
+    ids=["one", "both", "tracer"],
+)
+"""Who has work left when the end comes."""
+
+
+@LONG
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_worker(bench, number, code):
-    process = started(bench.tmp_path)
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_worker(bench, number, code, beside, does):
+    process = started(bench.tmp_path, beside, does)
     time.sleep(0.2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert not [
-        p.pid for p in psutil.process_iter(["cmdline"]) if str(bench.tmp_path) in " ".join(p.info["cmdline"] or [])
-    ]
+    assert not workers(bench.tmp_path)
     assert f"Continue with: benchbench run --suite mine --out {bench.out}" in errors
     finished = bench.lines
     assert bench.run() == 0
@@ -262,8 +348,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_worker(bench, number
     assert bench.lines == 5
 
 
-def test_a_run_killed_outright_loses_no_record(bench):
-    process = started(bench.tmp_path)
+@LONG
+def test_a_run_killed_outright_loses_no_record(bench, beside, does):
+    process = started(bench.tmp_path, beside, does)
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

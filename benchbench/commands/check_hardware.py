@@ -95,6 +95,7 @@ def notes(found: Sequence[Outcome]) -> Iterator[str]:
     yield f"{exact} of {len(held)} that a rule predicts agree to the last operation."
     yield from sorted({f"hardware: {rule}." for line in held for rule in line.rules})
     yield "vector: float32 instructions, a fused multiply-add as 2; special functions and half precision are not in it."
+    yield "Products of routed experts depend on the routing: no rule holds them."
     yield "device memory does not see writes that stay in the cache."
     yield from (f"{one.case.id}: {one.reason}." for one in found if one.reason)
 

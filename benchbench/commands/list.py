@@ -14,7 +14,7 @@ from benchbench.errors import BenchError
 from benchbench.table import Column, build
 
 Row = dict[str, Any]
-KINDS = ("models", "families", "suites", "cases", "runs")
+KINDS = ("models", "families", "suites", "cases", "runs", "devices")
 
 
 @click.command()
@@ -23,7 +23,7 @@ KINDS = ("models", "families", "suites", "cases", "runs")
 @click.option("--device", default="cpu", show_default=True, help="Of `list cases` and `suites`: for this device.")
 @FORMATS
 def command(what: str, names: tuple[str, ...], device: str, output: str) -> None:
-    """List models, families, suites, cases or runs."""
+    """List models, families, suites, cases, runs or devices."""
     if names and what != "cases":
         raise BenchError(f"list {what} takes no --suite.", "It goes with: benchbench list cases")
     rows, columns = {
@@ -32,6 +32,7 @@ def command(what: str, names: tuple[str, ...], device: str, output: str) -> None
         "suites": lambda: (suites(device), SUITES),
         "cases": lambda: (cases(names, device), CASES),
         "runs": lambda: (runs(), RUNS),
+        "devices": lambda: (known_devices(), DEVICES),
     }[what]()
     if output == "json":
         click.echo(json.dumps(rows, indent=2))
@@ -86,6 +87,42 @@ RUNS: Layout = (
     ("created", "created", str),
     ("outcomes", "outcomes", str),
 )
+
+
+def peak(flops_per_s: float) -> str:
+    return f"{units.flops(flops_per_s)}/s"
+
+
+DEVICES: Layout = (
+    ("device", "device", str),
+    ("name", "name", str),
+    ("memory_bytes", "memory", units.size),
+    ("memory_bytes_per_s", "bandwidth", lambda rate: f"{units.size(rate)}/s"),
+    ("float32", "float32", peak),
+    ("tf32", "TF32", peak),
+    ("bfloat16", "bfloat16", peak),
+    ("float16", "float16", peak),
+    ("calibrated", "calibrated", str),
+    ("source", "source", str),
+)
+
+
+def known_devices() -> list[Row]:
+    """Every device of the table with its dense peaks, and whether it was calibrated here."""
+    from benchbench.devices import DTYPES, devices, with_calibration
+
+    return [
+        {
+            "device": device.key,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "memory_bytes_per_s": device.memory_bytes_per_s,
+            **{dtype: device.peak(dtype) for dtype in DTYPES},
+            "calibrated": "yes" if with_calibration(device).calibration else "no",
+            "source": device.source,
+        }
+        for device in devices().values()
+    ]
 
 
 def models() -> list[Row]:

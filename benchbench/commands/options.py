@@ -41,8 +41,8 @@ def SIZES(function: F) -> F:  # noqa: N802 - a decorator, like FORMATS
     return function
 
 
-def case_of(*, model: str | None, changes: Sequence[str] = (), **sizes: Any) -> Case:
-    """The case that the options spell out.
+def case_of(*, model: str | None, changes: Sequence[str] = (), device: str = "cpu", **sizes: Any) -> Case:
+    """The case that the options spell out, on the family's path for `device` unless one is given.
 
     Raises:
         BenchError: A name does not exist, or a value is of the wrong type or range.
@@ -52,7 +52,7 @@ def case_of(*, model: str | None, changes: Sequence[str] = (), **sizes: Any) -> 
     pairs = settings(changes)
     own = {key: pairs.pop(key) for key in SETTINGS if key in pairs}
     spec = preset(model, **pairs)
-    case = read(Case, completed(spec, {**sizes, **own}), model)
+    case = read(Case, completed(spec, {**sizes, **own}, device), model)
     case.require_supported()
     return case
 

@@ -124,6 +124,7 @@ def selected(
         settings=tuple(setting_of(text) for text in settings),
         shard=shard_of(shard) if shard else None,
         require=require,
+        device=device,
     )
     return select([load(name, device) for name in dict.fromkeys(names)], wishes)
 

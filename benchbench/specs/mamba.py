@@ -12,13 +12,16 @@ class MambaSpec(ModelSpec, frozen=True):
 
     paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")
     gpu_paths: ClassVar[tuple[str, ...]] = ("fused", "triton", "graph")
-    cuda_path: ClassVar[str] = "fused"
     wide_stream: ClassVar[bool] = True
 
     family: Literal["mamba"] = "mamba"
     d_state: PositiveInt = 16
     d_conv: PositiveInt = 4
     expand: PositiveInt = 2
+
+    @property
+    def cuda_path(self) -> str:
+        return "fused"
 
     @property
     def d_inner(self) -> int:

@@ -19,7 +19,6 @@ class ResNetBKSpec(ModelSpec, frozen=True):
 
     paths: ClassVar[tuple[str, ...]] = ("chunked", "eager")
     gpu_paths: ClassVar[tuple[str, ...]] = ("triton", "graph")
-    cuda_path: ClassVar[str] = "triton"
 
     family: Literal["resnet-bk"] = "resnet-bk"
     form: Form = "bk-causal"
@@ -31,6 +30,10 @@ class ResNetBKSpec(ModelSpec, frozen=True):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     v_max: float = Field(default=3.0, gt=0)
     grad_blend: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def cuda_path(self) -> str:
+        return "triton" if self.form != "bk-compat" else "chunked"
 
     @property
     def causal(self) -> bool:

@@ -12,7 +12,6 @@ class TransformerSpec(ModelSpec, frozen=True):
 
     paths: ClassVar[tuple[str, ...]] = ("flash", "eager")
     gpu_paths: ClassVar[tuple[str, ...]] = ("graph",)
-    cuda_path: ClassVar[str] = "flash"
 
     family: Literal["transformer"] = "transformer"
     n_heads: PositiveInt

@@ -54,6 +54,8 @@ def captured(plain: Prepared, device: torch.device) -> Prepared:
 def capture(call: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of `call`, with a memory pool of its own, and the tensor that each replay writes."""
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    random = torch.cuda.default_generators[torch.cuda._utils._get_device_index(device, optional=True)]
+    spare = random.clone_state()
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARMUP_CALLS):
@@ -67,6 +69,8 @@ def capture(call: Callable[[], Tensor], device: torch.device) -> tuple[torch.cud
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            # A capture that breaks leaves the random numbers waiting for its end: no later case could draw any.
+            random.graphsafe_set_state(spare)
             # Ending a capture that was broken fails as well, and hides what broke it.
             reason = str(error.__context__ or error).partition("\n")[0].rstrip(".")
             raise UnsupportedError(

@@ -1,0 +1,37 @@
+"""`benchbench calibrate`: measure what this device does in a second, once."""
+
+from pathlib import Path
+
+import click
+
+from benchbench.errors import BenchError
+
+BUSY = 0.5
+"""Load a core above which what is measured of the host is not its own."""
+
+
+@click.command(help="Measure this device's ceilings, which counted times then stand on.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is a GPU.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: results/devices/DEVICE.toml")
+@click.option("--budget", "budget_s", type=click.FloatRange(min=1), metavar="SECONDS", help="Stop after so long.")
+def command(device: str | None, out: Path | None, budget_s: float | None) -> None:
+    import torch
+
+    from benchbench.calibrate import Calibrator
+    from benchbench.devices.calibration import dump
+    from benchbench.lead import slug
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchError("--device cuda: torch sees no GPU here.", "Pass --device cpu, or see what torch says of CUDA.")
+    found = Calibrator(torch.device(device), lambda line: click.echo(line, err=True), budget_s or 0.0).run()
+    path = out or Path("results/devices") / f"{slug(dict(found.environment))}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(found), "utf-8")
+    points = sum(len(curve.points) for curve in found.curves.values())
+    click.echo(f"{path}: {points} points of {len(found.curves)} curves on {found.device}")
+    for name, reason in found.skipped.items():
+        click.echo(f"not measured: {name}: {reason}")
+    load, cores = found.environment["load_average"], found.environment["cpu"]["logical_cores"]
+    if load > BUSY * cores:
+        click.echo(f"The machine was busy (load {load:.1f} on {cores} cores): measure again when it is idle.", err=True)

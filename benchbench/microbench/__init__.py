@@ -1,0 +1,1 @@
+"""The operations that a calibration times, each over a grid of sizes."""

@@ -1,0 +1,212 @@
+"""The selective scan in Triton, split over the sequence: what its kernels are given, and its gradients.
+
+Shape suffixes: B batch, L tokens, D d_inner, N d_state, K chunks of tokens, G blocks of channels.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchbench.errors import UnsupportedError
+from benchbench.extras import refusal
+from benchbench.models.selective_scan import Inputs, has_numbers
+
+CHUNK = 128
+"""Tokens between two states that training keeps: 4 N / CHUNK bytes a token and channel."""
+
+LOG2E = 1.4426950408889634
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_STATES = 32
+"""With more, dΔ as a difference of sums over the states loses digits: 2e-4 of rms at 64, 3e-3 at 256."""
+
+
+class Launch(NamedTuple):
+    """How a kernel is cut: channels a program, warps that share them, tokens in flight, of which `poly` take 2^x by
+    polynomial instead of by the special-function unit, and at most how many registers a thread (0: no limit).
+    """
+
+    block: int
+    warps: int = 1
+    unroll: int = 4
+    poly: int = 0
+    registers: int = 0
+
+    def options(self, n_state: int) -> dict[str, int]:
+        """Keyword arguments of a kernel. Beyond 16 states, they are spread over warps, 16 each."""
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {
+            "BLOCK": self.block,
+            "WIDTH": max(1, self.block // (32 * self.warps)),
+            "UNROLL": self.unroll,
+            "num_warps": self.warps * max(1, n_state // 16),
+            **limit,
+        }
+
+
+STATES, OUTPUTS, UP, DOWN = Launch(64), Launch(64), Launch(32), Launch(32)
+
+
+class Sizes(NamedTuple):
+    """B, L, D, N of a scan."""
+
+    batch: int
+    length: int
+    channels: int
+    n_state: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // CHUNK)
+
+    def grid(self, launch: Launch) -> tuple[int, int, int]:
+        """A program for each block of channels, chunk and sequence."""
+        return -(-self.channels // launch.block), self.chunks, self.batch
+
+
+def triton_scan(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and last state, as every scan; without gradients, one token moves `h_BDN` on in place and returns it.
+
+    Raises:
+        ValueError: N is not a power of two up to 32.
+        UnsupportedError: Triton is missing, the dtype is wider than float32, or the tensors are not on a GPU.
+    """
+    n_state = inputs.A.shape[1]
+    if n_state & (n_state - 1) or n_state > MAX_STATES:
+        raise ValueError(f"the path 'triton' needs a d_state that is a power of two up to {MAX_STATES}, not {n_state}")
+    if inputs.u.dtype not in DTYPES:
+        hint = "Take the path 'chunked', which computes in it."
+        raise UnsupportedError(f"the path 'triton' computes in float32, not in {inputs.u.dtype}", hint)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, h_BDN)):
+        return _TritonScan.apply(*inputs, h_BDN)  # pyright: ignore[reportReturnType]
+    if inputs.u.shape[1] == 1 and h_BDN.is_contiguous():
+        return _one_token(inputs, h_BDN), h_BDN
+    return _forward(inputs, h_BDN)[:2]
+
+
+class _TritonScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        y_BLD, h_BDN, states = _forward(Inputs(*tensors[:-1]), tensors[-1])
+        ctx.save_for_backward(*tensors[:-1], states)
+        ctx.set_materialize_grads(False)
+        return y_BLD, h_BDN
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor, ...]:
+        *inputs, states = ctx.saved_tensors
+        return _backward(Inputs(*inputs), states, *grad_outputs)
+
+
+def _forward(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last state, and the states (B, K + 1, N, D) between chunks."""
+    sizes = Sizes(*inputs.u.shape, n_state=inputs.A.shape[1])  # pyright: ignore[reportCallIssue]
+    y_BLD = inputs.u.new_empty(inputs.u.shape)
+    states = h_BDN.new_empty(sizes.batch, sizes.chunks + 1, sizes.n_state, sizes.channels)
+    if has_numbers(y_BLD):
+        kernels, _ = _kernels(y_BLD)
+        u, raw, z, B, C, A, D = _prepared(inputs)
+        sums_BKD = states.new_empty(sizes.batch, sizes.chunks, sizes.channels)
+        states[:, 0] = h_BDN.mT
+        given, rows = (u, raw, B, A, states, sums_BKD), (u, raw)
+        _launch(kernels.selective_scan_states, STATES, sizes, given, rows, POLY=STATES.poly)
+        _carry(kernels, states, sums_BKD, A)
+        given, rows = (u, raw, z, B, C, A, D, states, y_BLD), (u, raw, z)
+        _launch(kernels.selective_scan_outputs, OUTPUTS, sizes, given, rows, POLY=OUTPUTS.poly)
+    return y_BLD, states[:, -1].mT.contiguous(), states
+
+
+def _backward(inputs: Inputs, states: Tensor, dout_BLD: Tensor | None, dh_BDN: Tensor | None) -> tuple[Tensor, ...]:
+    """Gradients of the inputs and of the first state."""
+    if not has_numbers(states):
+        return (*(torch.empty_like(tensor) for tensor in inputs), torch.empty_like(states[:, 0].mT))
+    sizes = Sizes(*inputs.u.shape, n_state=inputs.A.shape[1])  # pyright: ignore[reportCallIssue]
+    forward, backward = _kernels(states)
+    u, raw, z, B, C, A, D = _prepared(inputs)
+    dout = u.new_zeros(u.shape) if dout_BLD is None else _rows(dout_BLD)
+    du, draw, dz = (u.new_empty(u.shape) for _ in range(3))
+    # A float32 gradient of raw may take alpha's place: each number is read before it is written.
+    alpha = draw if draw.dtype == torch.float32 else torch.empty_like(draw, dtype=torch.float32)
+    carries = torch.empty_like(states)
+    carries[:, -1] = 0 if dh_BDN is None else dh_BDN.mT
+    sums_BKD, dD_BKD = (states.new_empty(sizes.batch, sizes.chunks, sizes.channels) for _ in range(2))
+    slope_BKND, dA_BKND = (states.new_empty(sizes.batch, sizes.chunks, *A.shape) for _ in range(2))
+    read = (u, raw, z, dout, B, C, A, D, states, carries)
+
+    def walk(kernel: Any, launch: Launch, *written: Tensor | None) -> Tensor:
+        """Runs a walk, with each block's share of dC or dB in the place of None; returns their sum (B, L, N)."""
+        shares_GBLN = states.new_empty(sizes.grid(launch)[0], sizes.batch, sizes.length, sizes.n_state)
+        given = (*read, *(shares_GBLN if tensor is None else tensor for tensor in written))
+        more = {"EXACT": u.dtype == torch.float32, "DOT": sizes.n_state >= 16, "COLUMNS": max(8, launch.unroll)}
+        _launch(kernel, launch, sizes, given, (u, raw, z, dout), **more)
+        return shares_GBLN.sum(0)
+
+    dC_BLN = walk(backward.selective_scan_up, UP, sums_BKD, dz, alpha, None, slope_BKND, dA_BKND, dD_BKD)
+    _carry(forward, carries, sums_BKD, A, reverse=True)
+    dB_BLN = walk(backward.selective_scan_down, DOWN, alpha, du, draw, None, slope_BKND, dA_BKND)
+    grads = (du, draw, dz, dB_BLN, dC_BLN, dA_BKND.sum((0, 1)).T, dD_BKD.sum((0, 1)))
+    return (*(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)), carries[:, 0].mT)
+
+
+def _launch(
+    kernel: Any, launch: Launch, sizes: Sizes, given: tuple[Tensor, ...], rows: tuple[Tensor, ...], **more: int
+) -> None:
+    """Runs a kernel on `given`, the length, and the strides of a sequence and a token in each of `rows`."""
+    _, length, channels, n_state = sizes
+    strides = (stride for tensor in rows for stride in tensor.stride()[:2])
+    more["MASKED"] = bool(length % CHUNK or channels % launch.block)
+    options = launch.options(n_state)
+    kernel[sizes.grid(launch)](*given, length, *strides, D=channels, N=n_state, CHUNK=CHUNK, **more, **options)
+
+
+def _one_token(inputs: Inputs, h_BDN: Tensor) -> Tensor:
+    """The outputs (B, 1, D) of one token; moves `h_BDN` on in place."""
+    u, raw, z, B, C = (_rows(tensor) for tensor in inputs[:5])
+    batch, _, channels = u.shape
+    y_B1D = u.new_empty(u.shape)
+    if has_numbers(y_B1D):
+        A_DN, block = inputs.A.float().contiguous(), 32
+        strides = (tensor.stride(0) for tensor in (u, raw, z, B, C))
+        _kernels(u)[0].selective_scan_token[(-(-channels // block), batch)](
+            u, raw, z, B, C, A_DN, inputs.D, h_BDN, y_B1D, *strides, D=channels, N=A_DN.shape[1], BLOCK=block
+        )
+    return y_B1D
+
+
+def _carry(kernels: ModuleType, states: Tensor, sums_BKD: Tensor, A_ND: Tensor, *, reverse: bool = False) -> None:
+    """Adds each chunk's state, decayed, to the next one's; from the last to the first with `reverse`."""
+    batch, chunks, channels = sums_BKD.shape
+    grid = (-(-A_ND.numel() // 128), batch)
+    sizes = {"D": channels, "N": len(A_ND), "REVERSE": reverse}
+    kernels.selective_scan_carry[grid](states, sums_BKD, A_ND, chunks, **sizes, BLOCK=128, UNROLL=8, num_warps=4)
+
+
+def _prepared(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The inputs as the kernels want them: B and C in float32, A turned and in units of 2."""
+    u, raw, z = (_rows(tensor) for tensor in inputs[:3])
+    B, C = (tensor.float().contiguous() for tensor in inputs[3:5])
+    return u, raw, z, B, C, (inputs.A.T.float() * LOG2E).contiguous(), inputs.D.float()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """With the last dimension contiguous; the others may be strided."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _kernels(tensor: Tensor) -> tuple[ModuleType, ModuleType]:
+    """The kernels of forward and backward, if they can run on the tensor's device.
+
+    Raises:
+        UnsupportedError: Triton is not installed, or compiles and the device is no GPU.
+    """
+    try:
+        from benchbench.models import selective_scan_kernels, selective_scan_kernels_backward
+    except ModuleNotFoundError as error:
+        raise refusal("triton", error) from None
+    if selective_scan_kernels.COMPILED and not tensor.is_cuda:
+        raise UnsupportedError(
+            f"the path 'triton' needs an NVIDIA GPU, not the device '{tensor.device.type}'",
+            "Take the path 'chunked', which computes the same.",
+        )
+    return selective_scan_kernels, selective_scan_kernels_backward
