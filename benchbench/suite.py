@@ -258,10 +258,10 @@ class _Parser:
     def for_device(self, value: Any, *path: str | int) -> Any:
         """`value`, or its entry for the device where it is a table by device."""
         if not isinstance(value, dict) or path[-1] == "set":
-            return value
+            return cast("Any", value)
         table = cast("dict[str, Any]", value)
         if path[-1] == "seq_len" and not table.keys() & set(DEVICES):
-            return table
+            return cast("Any", table)
         for key in table:
             if key not in DEVICES:
                 raise unknown_key(key, list(DEVICES), self.where(*path), str(path[-1]))

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from benchbench.models.base import Backbone, LanguageModel, State
 from benchbench.models.core import Core, log_uniform
-from benchbench.models.selective_scan import Inputs, SelectiveScan, state_dtype
+from benchbench.models.scan_inputs import Inputs
+from benchbench.models.selective_scan import SelectiveScan, state_dtype
 from benchbench.specs.mamba import MambaSpec
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4

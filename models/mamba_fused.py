@@ -26,7 +26,7 @@ from benchbench.errors import UnsupportedError
 from benchbench.extras import CONV1D, refusal
 from benchbench.models.base import State
 from benchbench.models.mamba import LayerState, Mamba, MambaBackbone, MambaState, Mixer, RMSNorm, ScanCore
-from benchbench.models.selective_scan import Inputs
+from benchbench.models.scan_inputs import Inputs
 from benchbench.specs.mamba import MambaSpec
 
 PATH = "fused"

@@ -8,30 +8,16 @@ States are float32 or wider.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+
+from benchbench.models.scan_inputs import Inputs, has_numbers
 
 CHUNK = 16
 """Tokens a chunk: four (T, N, D) buffers stay in a core's second-level cache at D = 512, N = 16."""
-
-
-class Inputs(NamedTuple):
-    """What the scan reads besides a state. `raw` is dt before its softplus, `z` the gate before its SiLU.
-
-    u, raw, z: (B, L, D); B, C: (B, L, N); A: (D, N), negative; D: (D).
-    """
-
-    u: Tensor
-    raw: Tensor
-    z: Tensor
-    B: Tensor
-    C: Tensor
-    A: Tensor
-    D: Tensor
 
 
 class SelectiveScan(nn.Module):
@@ -203,11 +189,6 @@ def _chunks(by_row: Sequence[Tensor], R: int) -> list[tuple[Tensor, ...]]:
     if not has_numbers(by_row[0]):
         return []
     return list(zip(*(x_R1E.split(R) for x_R1E in by_row), strict=True))
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """False for a tensor that is all shape: a million tokens are then traced without a loop."""
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def _accumulate(into: tuple[Tensor, ...], decays: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> None:

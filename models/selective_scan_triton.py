@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchbench.errors import UnsupportedError
 from benchbench.extras import refusal
-from benchbench.models.selective_scan import Inputs, has_numbers
+from benchbench.models.scan_inputs import Inputs, has_numbers
 
 CHUNK = 128
 """Tokens between two states that training keeps: 4 N / CHUNK bytes a token and channel."""

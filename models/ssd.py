@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from benchbench.models.scan_inputs import has_numbers
 from benchbench.models.selective_scan import state_dtype
 
 CHUNK = 64
@@ -292,7 +292,7 @@ def _states(span: _Span, entering_MQE: Tensor, h_BGNE: Tensor) -> Tensor:
 
 def _pass_on(into: Sequence[Tensor], before: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
     """into[i] += whole[i] · before[i], in order: before[i + 1] is into[i]. Shapes alone have no order."""
-    if _has_numbers(into[0]):
+    if has_numbers(into[0]):
         for target, state, factor in zip(into, before, whole, strict=True):
             target.addcmul_(state, factor)
 
@@ -332,8 +332,4 @@ def _paste(into_BLHE: Tensor, begin: int, x_cBGQRE: Tensor) -> None:
 
 def _tokens(x: Tensor, chunk: int) -> int:
     """Tokens a span. What is all shape has one span: a million tokens are then traced without a loop."""
-    return SPAN * chunk if _has_numbers(x) else x.shape[1]
-
-
-def _has_numbers(tensor: Tensor) -> bool:
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+    return SPAN * chunk if has_numbers(x) else x.shape[1]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchbench.models.selective_scan import CHUNK, Inputs, SelectiveScan, chunked_scan, one_step, sequential_scan
+from benchbench.models.scan_inputs import Inputs
+from benchbench.models.selective_scan import CHUNK, SelectiveScan, chunked_scan, one_step, sequential_scan
 
 LENGTHS = (1, 15, 16, 17, 64, 100)
 

@@ -21,7 +21,8 @@ from benchbench.counters.selective_scan import TRITON_BLOCK, TRITON_CHUNK, selec
 from benchbench.errors import UnsupportedError
 from benchbench.models import selective_scan_triton as ours
 from benchbench.models.mamba import LayerState, Mixer
-from benchbench.models.selective_scan import Inputs, SelectiveScan, chunked_scan, sequential_scan
+from benchbench.models.scan_inputs import Inputs
+from benchbench.models.selective_scan import SelectiveScan, chunked_scan, sequential_scan
 from benchbench.specs.mamba import MambaSpec
 
 CHUNK = 4

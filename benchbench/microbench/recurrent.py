@@ -14,7 +14,8 @@ from benchbench.microbench.supplies import Make, Points, Supplies, backward_of
 from benchbench.models.mamba import CausalConv1d
 from benchbench.models.moe import MoE
 from benchbench.models.resolvent import Resolvent
-from benchbench.models.selective_scan import Inputs, SelectiveScan
+from benchbench.models.scan_inputs import Inputs
+from benchbench.models.selective_scan import SelectiveScan
 from benchbench.tasks.prepared import DTYPES
 
 D_STATE, D_CONV = 16, 4

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from benchbench.models import selective_scan_triton as ours
-from benchbench.models.selective_scan import Inputs, sequential_scan
+from benchbench.models.scan_inputs import Inputs
+from benchbench.models.selective_scan import sequential_scan
 from benchbench.models.selective_scan_triton import Launch
 
 D, N = 1536, 16

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from benchbench.models import build
 from benchbench.models.base import LanguageModel
-from benchbench.models.selective_scan import Inputs
+from benchbench.models.scan_inputs import Inputs
 from benchbench.specs.mamba import MambaSpec
 
 SPEC = MambaSpec(name="peers", d_model=256, n_layers=4, vocab_size=1024)
