@@ -95,16 +95,27 @@ def per_table(cost: "Cost") -> Table:
 
 
 def memory_table(cost: "Cost") -> Table:
-    """Bytes of every category at its own largest, and at the fullest moment."""
+    """Bytes of every category at the fullest moment, and the largest tensors alive then."""
     counted = cost.counted
-    sizes = [
-        *counted.memory.model_dump().items(),
-        ("decoding state", counted.state_bytes),
-        ("peak", counted.peak_bytes),
+    sizes = {
+        **counted.memory.model_dump(),
+        "requested, in all": counted.peak_requested_bytes,
+        "handed out by the allocator": counted.peak_bytes,
+        "taken from the driver": counted.peak_reserved_bytes,
+        "decoding state, of it": counted.state_bytes,
+    }
+    rows = [(name, units.integer(n), units.size(n)) for name, n in sizes.items() if n is not None]
+    largest = [
+        (
+            f"{one.place or 'held'}: {one.name}{f', {one.count}' if one.count > 1 else ''}",
+            units.integer(one.bytes),
+            units.size(one.bytes),
+        )
+        for one in cost.fullest.largest
     ]
-    return plain_table(
-        f"{cost.case.id}: memory", ("what", "bytes", ""), [(name, units.integer(n), units.size(n)) for name, n in sizes]
-    )
+    at = [(f"fullest at {counted.peak_at}; then the largest:", "", "")] if counted.peak_at else []
+    where = "a GPU" if cost.device == "cuda" else "a CPU"
+    return plain_table(f"{cost.case.id}: memory on {where}", ("what", "bytes", ""), [*rows, *at, *largest])
 
 
 def ops_table(cost: "Cost") -> Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from benchbench import units
 from benchbench.case import Case
 from benchbench.counters import Cost, count
+from benchbench.counters.cost import Kind
 from benchbench.fingerprint import fingerprint
 from benchbench.launch import Outcome
 from benchbench.plan import Forecast, Planner, Series, built_of, series_of
@@ -57,6 +58,7 @@ class Plan:
 def jobs_of(suites: Sequence[Suite], env: Environment) -> list[Job]:
     """Every case with its key on this machine and its cost."""
     machine = machine_id(env)
+    device: Kind = "cuda" if env.get("device") == "cuda" else "cpu"
     kinds = {(case.family, case.task) for suite in suites for case in suite.cases}
     source = {kind: fingerprint(*kind) for kind in kinds}
     return [
@@ -64,7 +66,7 @@ def jobs_of(suites: Sequence[Suite], env: Environment) -> list[Job]:
             suite,
             case,
             key(case, suite.protocol, suite, machine, source[case.family, case.task]),
-            None if case.unsupported() else count(case),
+            None if case.unsupported() else count(case, device),
         )
         for suite in suites
         for case in suite.cases

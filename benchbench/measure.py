@@ -213,7 +213,8 @@ def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase
     outputs: list[Tensor] = []
 
     def call() -> None:
-        outputs[:] = [prepared.call()]
+        outputs.clear()  # not alive beside the next, which may need its memory
+        outputs.append(prepared.call())
 
     fresh = memory.reset_host_peak()
     wake(device)

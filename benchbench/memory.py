@@ -79,14 +79,19 @@ def highest_sum(changes: Iterable[int]) -> int:
 
 
 def _cuda_peaks(call: Callable[[], object], device: torch.device) -> Peaks:
-    torch.cuda.synchronize(device)
-    torch._C._cuda_clearCublasWorkspaces()  # else they depend on what ran before: one a thread that ever multiplied
-    torch.cuda.empty_cache()
+    settle_cuda(device)
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
     stats = torch.cuda.memory_stats(device)
     return Peaks(*(stats[f"{kind}_bytes.all.peak"] for kind in ("requested", "allocated", "reserved")))
+
+
+def settle_cuda(device: torch.device) -> None:
+    """Nothing is cached, and no cuBLAS workspace held: else a call's peak depends on what ran before it."""
+    torch.cuda.synchronize(device)
+    torch._C._cuda_clearCublasWorkspaces()  # one for each thread that ever multiplied
+    torch.cuda.empty_cache()
 
 
 def reset_host_peak() -> bool:

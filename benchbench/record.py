@@ -19,7 +19,7 @@ FINAL: frozenset[str] = frozenset({"ok", "oom", "unsupported", "skipped", "diver
 
 
 class Memory(Value, frozen=True):
-    """Bytes of each category that a case holds at once."""
+    """Bytes of each category at the fullest moment."""
 
     params: int
     grads: int
@@ -44,7 +44,13 @@ class Counted(Value, frozen=True):
     flops_by_phase: dict[str, int]
     bytes_moved: int
     peak_bytes: int
+    """What the allocator hands out at most."""
     peak_requested_bytes: int
+    """What it is asked for at most; `memory` sums to it."""
+    peak_reserved_bytes: int | None = None
+    """What it takes from the driver: on a GPU."""
+    peak_at: str | None = None
+    """The operation at the peak, and what it allocates."""
     state_bytes: int
     memory: Memory
     time_s: float | None = None

@@ -18,6 +18,7 @@ dtype = { cpu = "float32", cuda = "bfloat16" }   # or one for all devices; so wi
 # path, optimizer, checkpoint, accumulate, autocast, each one or a list; seed
 # path = { cuda = "graph" } leaves other devices the path that is the family's there
 # set = { n_layers = 4 } changes sizes of the models
+# device = "cuda": these cases are for GPUs alone
 ```
 """
 
@@ -27,7 +28,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
@@ -108,6 +109,7 @@ class _CaseTable(Value, frozen=True):
     accumulate: Wholes = (1,)
     autocast: Texts | None = None
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    device: Literal["cpu", "cuda"] | None = None
     sizes: dict[str, Any] = Field(default_factory=dict, alias="set")
 
     def batches(self, seq_len: int) -> tuple[int, ...]:
@@ -230,6 +232,8 @@ class _Parser:
 
     def cases(self, index: int, raw: dict[str, Any]) -> Iterator[Case]:
         """Every case of the `index`-th table."""
+        if raw.get("device", self.device) in DEVICES and raw.get("device", self.device) != self.device:
+            return
         written_out = {key: self.for_device(value, "cases", index, key) for key, value in raw.items()}
         if isinstance(written_out.get("seq_len"), dict):
             given = written_out["seq_len"]

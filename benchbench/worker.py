@@ -86,6 +86,21 @@ def usable(name: str) -> torch.device:
     return device
 
 
+def cap(device: torch.device, memory_bytes: int) -> None:
+    """From now on torch's allocator takes no more than so much of the GPU.
+
+    Raises:
+        BenchError: The device is no GPU, or has less.
+    """
+    if device.type != "cuda":
+        raise BenchError(f"--cuda-memory is about a GPU, not '{device}'.", "Use --device cuda.")
+    total = torch.cuda.get_device_properties(device).total_memory
+    if memory_bytes > total:
+        raise BenchError(f"{memory_bytes:,} bytes are more than the {total:,} of this GPU.", "Give less memory.")
+    # Half a byte more, as torch cuts the product off.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (memory_bytes + 0.5) / total), device)
+
+
 def die_with_parent() -> None:
     """Where the kernel can, ends this process when its parent does, by kill -9 too: nobody is left to listen."""
     if sys.platform == "linux":
@@ -99,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchbench.worker", description="Measures cases for benchbench run.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="of host data; an allocation beyond it fails")
+    parser.add_argument("--cuda-memory", type=int, metavar="BYTES", help="that torch may take of the GPU's")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     channel = Channel(own_stdout())
@@ -106,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         device = usable(options.device)
+        if options.cuda_memory:
+            cap(device, options.cuda_memory)
     except BenchError as error:
         channel.send("error", message=error.message, hint=error.hint)
         return error.exit_code

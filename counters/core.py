@@ -11,7 +11,6 @@ from typing import NamedTuple
 from benchbench.case import Case
 from benchbench.counters.op import Placed, Step
 from benchbench.counters.timeline import Block, Timeline
-from benchbench.record import Memory
 
 
 class Mixer(NamedTuple):
@@ -32,27 +31,8 @@ def at(place: str, ops: Iterable[Placed]) -> tuple[Placed, ...]:
     return tuple(Placed(place, op.formula) for op in ops)
 
 
-def holdings(case: Case, step: Step) -> Memory:
-    """Weights, inputs, output and temporaries."""
-    found = mixer(case, step)
-    # Unvalidated: validation would make plain numbers of sizes that carry their closed form.
-    return Memory.model_construct(
-        params=step.width * sum(op.formula.params for op in found.placed),
-        grads=0,
-        optimizer=0,
-        activations=0,
-        state=0,
-        workspace=found.input_bytes + found.working_bytes,
-        logits=0,
-    )
-
-
-def peak_requested(memory: Memory) -> int:
-    return memory.params + memory.workspace
-
-
 def timeline(case: Case, step: Step) -> Timeline:
-    """The same as blocks: weights and inputs throughout, output and temporaries as one that comes and goes."""
+    """Weights and inputs throughout, output and temporaries as one that comes and goes."""
     found = mixer(case, step)
     weights = [
         Block(step.width * op.formula.params, op.formula.name, "params", op.path)

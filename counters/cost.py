@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
 from benchbench.counters import core, dense, memory, training
 from benchbench.counters.op import IDLE, Op, Placed, Step
 from benchbench.record import Counted
+
+Kind = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Cost:
     step: Step
     placed: tuple[Placed, ...]
     """The model's operations in the order of its forward."""
+    device: Kind = "cpu"
+    """Whose kernels and allocator the memory is that of."""
+
+    @cached_property
+    def fullest(self) -> memory.Fullest:
+        """The moment when most is held, of everything that a call allocates and frees."""
+        return memory.fullest(self.case, self.step, self.placed, self.device)
 
     @cached_property
     def params(self) -> int:
@@ -60,12 +69,7 @@ class Cost:
             transcendental += op.repeat * op.work.transcendental
             moved += op.repeat * op.bytes_moved
         flops = sum(by_phase.values())
-        if self.case.task == "core":
-            held = core.holdings(self.case, self.step)
-            peak = core.peak_requested(held)
-        else:
-            held = memory.holdings(self.case, self.step, self.placed)
-            peak = memory.peak_requested(self.case, self.step, held)
+        fullest = self.fullest
         # Unvalidated: validation would make plain numbers of sizes that carry their closed form.
         return Counted.model_construct(
             params=self.params,
@@ -76,10 +80,12 @@ class Cost:
             flops_by_kind={kind: value for kind, value in by_kind.items() if value},
             flops_by_phase=by_phase,
             bytes_moved=moved,
-            peak_bytes=memory.rounded(held, peak),
-            peak_requested_bytes=peak,
+            peak_bytes=fullest.peaks.allocated,
+            peak_requested_bytes=fullest.requested,
+            peak_reserved_bytes=fullest.peaks.reserved if self.device == "cuda" else None,
+            peak_at=fullest.at,
             state_bytes=sum(op.repeat * op.formula.state_bytes for op in self.placed),
-            memory=held,
+            memory=fullest.memory,
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -102,18 +108,22 @@ class Cost:
         ]
 
 
-def count(case: Case) -> Cost:
+def count(case: Case, device: Kind | None = None) -> Cost:
     """What `case` costs by the cost model: no tensor is made, and any length takes the same time.
+
+    Memory is that of `device`, by default a GPU where the path needs one, else the CPU: their kernels keep and allocate
+    other things.
 
     Raises:
         UnsupportedError: The architecture cannot do this.
     """
     case.require_supported()
     step = step_of(case)
+    kind: Kind = device or ("cuda" if case.path in case.spec.gpu_paths else "cpu")
     if case.task == "core":
-        return Cost(case, step, core.mixer(case, step).placed)
+        return Cost(case, step, core.mixer(case, step).placed, kind)
     placed = tuple(_placed(case, step))
-    return Cost(case, step, (*placed, *_casts(case, placed)))
+    return Cost(case, step, (*placed, *_casts(case, placed)), kind)
 
 
 def step_of(case: Case) -> Step:

@@ -135,7 +135,7 @@ def test_shortest_first_until_the_budget_is_gone():
     planner = Planner(RATES)
     asked = jobs(cost(256), cost(64), cost(128))
     walls = {n: planner.forecast(cost(n), PROTOCOL).wall_s for n in (64, 128, 256)}
-    found = plan(asked, planner, walls[64] + walls[128], 2**40)
+    found = plan(asked, planner, walls[64] + walls[128] + 1e-9, 2**40)
     assert [job.case.seq_len for job, _ in found.measure] == [64, 128]
     assert [skip.job.case.seq_len for skip in found.skip] == [256]
     assert found.skip[0].reason.endswith("to measure; 0 s of the budget are left")

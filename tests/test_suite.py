@@ -69,7 +69,7 @@ def test_changed_sizes_show_in_the_models_name():
 def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_one():
     message, hint = complaint(CASE + "seq_length = 8")
     assert message == "my.toml:8: [[cases]] has no key 'seq_length'. Did you mean 'seq_len'?"
-    assert hint == "Keys: accumulate, autocast, batch, checkpoint, dtype, model, optimizer, path, seed, seq_len, set, task, tokens."
+    assert hint == "Keys: accumulate, autocast, batch, checkpoint, device, dtype, model, optimizer, path, seed, seq_len, set, task, tokens."
 
 
 def test_the_line_is_that_of_the_right_table():
@@ -246,3 +246,10 @@ def test_lengths_by_device():
 
     assert [case.seq_len for case in parse(text, "my.toml", "cpu").cases] == [8]
     assert [case.seq_len for case in parse(text, "my.toml", "cuda").cases] == [8, 16, 32]
+
+
+def test_cases_for_one_kind_of_device():
+    text = CASE + 'seq_len = 8\n\n[[cases]]\ndevice = "cuda"\ntask = "decode"\nmodel = "mamba-tiny"\nseq_len = 8\n'
+
+    assert [case.task for case in parse(text, "my.toml", "cpu").cases] == ["prefill"]
+    assert [case.task for case in parse(text, "my.toml", "cuda").cases] == ["prefill", "decode"]

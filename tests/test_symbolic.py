@@ -136,13 +136,14 @@ def test_matmul_of_a_layer_by_hand():
 
 
 def test_a_loss_in_pieces_begins_where_its_logits_fill_a_chunk():
-    """2^27 logits at a time: 2^27 // 50280 = 2669 positions, then 2048 of them, the power of two below."""
+    """2^27 logits at a time: 2^27 // 50280 = 2669 positions, then 2048 of them, the power of two below.
+
+    Shorter, the optimizer's step holds more than the loss; longer, the layers' backward does.
+    """
     forms = in_length(case_of("mamba-130m", "train")).of("memory.logits")
     bytes_a_row = 3 * 4 * 50280
-    assert forms == (
-        (2, 2669, bytes_a_row * N),
-        (2670, LIMIT, bytes_a_row * sympy.ceiling(N / sympy.ceiling(N / 2048))),
-    )
+    assert [form for *_, form in forms] == [0, bytes_a_row * N, bytes_a_row * 2048, 0]
+    assert [high for _, high, _ in forms][1::2] == [2669, LIMIT]
 
 
 def test_learned_positions_end_the_walk():

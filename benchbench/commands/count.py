@@ -46,10 +46,10 @@ def command(
     if suite:
         from benchbench.suite import load
 
-        costs = [count(case) for case in load(suite, kind).cases if not case.unsupported()]
+        costs = [count(case, kind) for case in load(suite, kind).cases if not case.unsupported()]
         tables = [suite_table(suite, costs, where)]
     else:
-        costs = [count(case_of(device=kind, **sizes))]
+        costs = [count(case_of(device=kind, **sizes), "cuda" if where else None)]
         tables = cost_tables.tables(costs[0], counted_on(costs[0], where) if where else None)
     if output == "json":
         found = [
