@@ -16,6 +16,7 @@ SUMMARIES = {
     "run": "Measure a suite's cases, and print and write their tables.",
     "count": "Count what a case costs: parameters, FLOPs, bytes and memory.",
     "crossover": "Solve for the context lengths where two models cost the same.",
+    "fit": "Say what fits: the longest context, the largest batch, or the smallest device.",
     "check": "Line up the count with what three witnesses say of the real modules.",
     "claims": "Recompute published numbers by the count: confirmed, refuted or undecided.",
     "report": "Print the tables of RUN: a run folder, or a JSON file of results.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchbench import units
-from benchbench.case import TASKS
+from benchbench.case import TASKS, Case
 from benchbench.devices import Device, reported
 from benchbench.record import Counted, Measured, Record
 from benchbench.stats import Summary
@@ -249,11 +249,19 @@ class Group:
     optimizer: str | None
     batch: int | None
     tokens: int | None = None
+    ways: tuple[str, ...] = ()
+    """How else its cases depart from plain ones."""
 
     @property
     def title(self) -> str:
         size = f"{units.integer(self.tokens)} tokens a call" if self.tokens else f"batch {self.batch}"
-        return " · ".join(filter(None, (self.task, self.dtype, size, self.optimizer)))
+        return " · ".join(filter(None, (self.task, self.dtype, size, self.optimizer, *self.ways)))
+
+
+def ways_of(case: Case) -> tuple[str, ...]:
+    """What tells a case's table from that of plain cases: a capture, and how it trains."""
+    graph = ("CUDA graph",) if case.path == "graph" else ()
+    return (*graph, *(way for way in case.variations if way != case.optimizer))
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
@@ -261,7 +269,8 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
     def place(record: Record) -> tuple[Any, ...]:
         case = record.case
-        kind = (record.suite, record.suite_version, TASKS.index(case.task), case.dtype, case.optimizer or "")
+        ways = (case.optimizer or "", ways_of(case))
+        kind = (record.suite, record.suite_version, TASKS.index(case.task), case.dtype, *ways)
         return (*kind, case.seq_len, case.model, case.batch, case.path, case.seed, record.started_at, record.key)
 
     return sorted(records, key=place)
@@ -273,11 +282,12 @@ def current(records: Iterable[Record]) -> list[Record]:
 
 
 def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
-    """The current records of one suite and machine, by table: task, dtype, optimizer, then batch."""
+    """The current records of one suite and machine, by table: task, dtype, optimizer, ways, then batch."""
     alike: dict[Group, list[Record]] = {}
     for record in current(records):
         case = record.case
-        alike.setdefault(Group(case.task, case.dtype, case.optimizer, None), []).append(record)
+        group = Group(case.task, case.dtype, case.optimizer, None, ways=ways_of(case))
+        alike.setdefault(group, []).append(record)
     groups: dict[Group, list[Record]] = {}
     for shared, members in alike.items():
         sizes = {(record.case.seq_len, record.case.batch) for record in members}
@@ -297,7 +307,13 @@ def case_table(
     environments: Environments | None = None,
 ) -> Table:
     """One group's table; `labels` stand before its own. Utilisations need the records' `environments`."""
-    own = (("task", group.task), ("dtype", group.dtype), ("batch", group.batch), ("optimizer", group.optimizer))
+    own = (
+        ("task", group.task),
+        ("dtype", group.dtype),
+        ("batch", group.batch),
+        ("optimizer", group.optimizer),
+        ("ways", " ".join(group.ways) or None),
+    )
     return build(group.title, (*labels, *own), case_columns(records, environments), records)
 
 

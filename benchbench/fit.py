@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Literal
 
@@ -78,7 +79,7 @@ class Answer:
     end: str | None
     """Why it goes no further although there is memory left."""
     again: tuple[tuple[int, int], ...]
-    """A size that does not fit, and a larger one that does again."""
+    """Sizes that do not fit, each with a larger one that does: of those that were looked at."""
     exact: bool
     """Whether the case's memory was walked, and not summed up as a bound."""
 
@@ -131,6 +132,10 @@ class Sizes:
         allocator = played(fullest.whole(), memory)
         return Point(n, allocator.most_allocated, allocator.taken, allocator.taken <= memory, simulated=True)
 
+    def looked_at(self, memory: int) -> list[int]:
+        """Sizes of which it is known whether they fit, in order."""
+        return sorted(n for n, least in self._least.items() if least > memory or (n, memory) in self._points)
+
     @property
     def first(self) -> int:
         """The least size that there is."""
@@ -147,18 +152,16 @@ class Sizes:
 
 def largest(sizes: Sizes, memory: int) -> Answer:
     """The largest size that fits in `memory` bytes, as far as some past each that does not are looked at."""
-    again: list[tuple[int, int]] = []
-    start, at, bound = sizes.first, None, _bound(sizes, sizes.first, memory)
+    at, bound, start = None, None, sizes.first
     while start is not None:
-        found = _edge(sizes, start, bound, memory) if bound is not None else None
-        if found is None:
-            break
-        if at is not None:
-            again.append((at + 1, start))
-        at = found
-        start = next((n for n in _larger(sizes, at, bound) if sizes.fits(n, memory)), None)
-        if start is not None and bound is not None and start > bound:
+        if bound is None or start > bound:
             bound = _bound(sizes, start, memory)
+        found = _edge(sizes, start, bound, memory) if bound is not None else None
+        if found is not None:
+            at = found
+        elif at is not None:
+            break
+        start = next((n for n in _larger(sizes, start if at is None else at, bound) if sizes.fits(n, memory)), None)
     shown = [sizes.first] if at is None else [n for n in (at, at + 1) if n <= sizes.last]
     return Answer(
         case=sizes.case,
@@ -168,9 +171,19 @@ def largest(sizes: Sizes, memory: int) -> Answer:
         bound=bound,
         points=tuple(sizes.point(n, memory) for n in shown),
         end=_end(sizes) if at == sizes.last else None,
-        again=tuple(again),
+        again=_again(sizes, at, memory),
         exact=sizes.fullest(shown[0]).exact,
     )
+
+
+def _again(sizes: Sizes, at: int | None, memory: int) -> tuple[tuple[int, int], ...]:
+    """Where what was looked at below the answer does not fit, and the next that does."""
+    if at is None:
+        return ()
+    if sizes.case.task == "train" and sizes.first < (whole := _loss_in_chunks(sizes) - 1) < at:
+        sizes.least(whole)  # where the loss is last in one piece, memory is at its most before it drops
+    seen = [(n, sizes.fits(n, memory)) for n in sizes.looked_at(memory) if n <= at]
+    return tuple((no, yes) for (no, fits), (yes, again) in pairwise(seen) if again and not fits)
 
 
 def _bound(sizes: Sizes, start: int, memory: int) -> int | None:

@@ -1,15 +1,15 @@
 # pyright: standard
-"""Cost and time over the context length: one row of panels a task, counted lines and measured dots apart."""
+"""Cost, time and memory over the context length: one row of panels a task, counted lines and measured dots apart."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil, floor, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from benchbench.columns import Group, grouped
 from benchbench.errors import BenchError
 from benchbench.record import Record
-from benchbench.scaling import METRICS, Metric, points, series
+from benchbench.scaling import METRICS, Point, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +20,34 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)))
 
-PANELS = {
-    "counted FLOPs": (1e12, "TFLOP (counted)"),
-    "counted peak memory": (2.0**30, "peak memory, GiB (counted)"),
-    "measured time": (1.0, "seconds a call (measured)"),
-}
-"""The metrics drawn, the unit they are drawn in, and the title that says so."""
+
+class Panel(NamedTuple):
+    """One quantity over N. `unit` is what it is drawn in, and the title says so."""
+
+    title: str
+    unit: float
+    kind: Literal["counted", "measured"]
+    point: Callable[[Record], Point | None]
+
+
+def measured_peak(record: Record) -> Point | None:
+    """Bytes that the allocator handed out; a CPU's hands out what is requested."""
+    measured = record.measured
+    if measured is None:
+        return None
+    peak = measured.peak_allocated_bytes or measured.peak_requested_bytes
+    return Point(record.case.seq_len, peak, peak, peak) if peak else None
+
+
+_METRICS = {metric.name: metric for metric in METRICS}
+PANELS = (
+    Panel("TFLOP (counted)", 1e12, "counted", _METRICS["counted FLOPs"].point),
+    Panel("seconds a call (measured)", 1.0, "measured", _METRICS["measured time"].point),
+    Panel("peak memory, GiB (counted)", 2.0**30, "counted", _METRICS["counted peak memory"].point),
+    Panel("peak memory, GiB (measured)", 2.0**30, "measured", measured_peak),
+)
+MEMORY = slice(2, 4)
+"""The panels that share one scale, so that counted and measured can be laid side by side."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "benchbench",
@@ -66,13 +88,15 @@ def figure(records: Sequence[Record]) -> "Figure":
     from matplotlib.lines import Line2D
 
     groups = grouped(records)
-    metrics = [metric for metric in METRICS if metric.name in PANELS]
-    drawn = Figure(figsize=(3.4 * len(metrics), 2.9 * len(groups) + 0.4), layout="constrained")
-    grid = drawn.subplots(len(groups), len(metrics), squeeze=False)
+    drawn = Figure(figsize=(3.1 * len(PANELS), 2.9 * len(groups) + 0.4), layout="constrained")
+    grid = drawn.subplots(len(groups), len(PANELS), squeeze=False)
     known = looks(groups.values())
     for row, (group, members) in zip(grid, groups.items(), strict=True):
-        for axes, metric in zip(row, metrics, strict=True):
-            panel(axes, metric, group, members, known)
+        values = [draw_panel(axes, one, group, members, known) for axes, one in zip(row, PANELS, strict=True)]
+        both = [value for found in values[MEMORY] for value in found]
+        values[MEMORY] = [both if found else [] for found in values[MEMORY]]
+        for axes, one, found in zip(row, PANELS, values, strict=True):
+            scale(axes, one, found)
     handles = [
         Line2D(
             [], [], color=look.color, linestyle=look.dashes, marker=look.marker, markerfacecolor=look.fill, label=label
@@ -106,31 +130,28 @@ def looks(groups: Iterable[Sequence[Record]]) -> dict[str, Look]:
     return known
 
 
-def panel(axes: "Axes", metric: Metric, group: Group, records: Sequence[Record], known: dict[str, Look]) -> None:
-    """One metric over N, both logarithmic: dashed lines where it is counted, dots with intervals where measured."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    unit, title = PANELS[metric.name]
+def draw_panel(
+    axes: "Axes", panel: Panel, group: Group, records: Sequence[Record], known: dict[str, Look]
+) -> list[float]:
+    """One quantity over N: dashed lines where it is counted, dots with intervals where measured. What was drawn."""
     lengths = sorted({record.case.seq_len for record in records})
     ticks = lengths[:: max(1, -(-len(lengths) // 6))]
-    axes.set_title(f"{group.title}\n{title}", loc="left", fontsize=9)
+    axes.set_title(f"{group.title}\n{panel.title}", loc="left", fontsize=9)
     axes.set_xlabel("N (tokens)")
     axes.set_xscale("log", base=2)
     axes.set_xlim(lengths[0] / 1.5, lengths[-1] * 1.5)
     axes.set_xticks(ticks, [short(n) for n in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     values: list[float] = []
     for label, members in series(records).items():
-        look, found = known[label], sorted(points(metric, members).values())
-        n, value = [point.n for point in found], [point.value / unit for point in found]
+        look = known[label]
+        found = sorted({point.n: point for record in members if (point := panel.point(record))}.values())
+        n, value = [point.n for point in found], [point.value / panel.unit for point in found]
         values += value
-        if metric.counted:
+        if panel.kind == "counted":
             axes.plot(n, value, color=look.color, linestyle=look.dashes, linewidth=1.6)
         elif found:
-            spread = [[(p.value - p.low) / unit for p in found], [(p.high - p.value) / unit for p in found]]
+            spread = [[(p.value - p.low) / panel.unit for p in found], [(p.high - p.value) / panel.unit for p in found]]
             axes.errorbar(
                 n,
                 value,
@@ -141,12 +162,21 @@ def panel(axes: "Axes", metric: Metric, group: Group, records: Sequence[Record],
                 markerfacecolor=look.fill,
                 capsize=2.5,
             )
+    return values
+
+
+def scale(axes: "Axes", panel: Panel, values: Sequence[float]) -> None:
+    """A logarithmic axis of whole decades around `values`, so that it has two numbers at least."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if values:
-        # Whole decades, so that an axis has two numbers at least.
         axes.set_ylim(10 ** floor(log10(min(values) / 1.05)), 10 ** ceil(log10(max(values) * 1.05)))
     else:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, f"nothing was {metric.kind}", transform=axes.transAxes, ha="center", va="center")
+        axes.text(0.5, 0.5, f"nothing was {panel.kind}", transform=axes.transAxes, ha="center", va="center")
 
 
 def short(n: int) -> str:

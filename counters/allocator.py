@@ -1,7 +1,7 @@
 """torch's caching allocator on CUDA, as far as its policy decides how much it hands out and takes.
 
-From c10/cuda/CUDACachingAllocator: requests are rounded up to 512 bytes; those up to 1 MiB are cut from segments of 2 MiB,
-larger ones below 10 MiB from segments of 20 MiB, and from 10 MiB on a segment is the request rounded up to 2 MiB. The
+From c10/cuda/CUDACachingAllocator: requests are rounded up to 512 bytes; those up to 1 MiB are cut from segments of
+2 MiB, larger ones below 10 MiB from segments of 20 MiB, and from 10 MiB on a segment is the request in whole 2 MiB. The
 smallest free block that is large enough is taken, and cut unless what would be left is too small to be of use: then all
 of it is handed out. What is freed joins its free neighbours and stays in the allocator.
 """

@@ -77,7 +77,7 @@ class Sizes:
 
 
 def fullest(timeline: Timeline, length: int) -> Moment:
-    """The first moment with as many bytes alive as ever, on the conditions that make it so; `length` may be a symbol."""
+    """The first moment with as many bytes alive as ever, on conditions; `length` may be a symbol."""
     sizes = Sizes()
     tops = [(sizes.value(one.kinds), -index, one) for index, one in enumerate(_tops(timeline.items, Counter(), sizes))]
     kept: list[tuple[int, Holding]] = []
@@ -136,7 +136,7 @@ def _sinks(polynomial: dict[int, Fraction], low: int) -> int:
     """The first whole number from `low` on where a polynomial is 0 or less: `low` itself above the second degree."""
     scale = lcm(*(value.denominator for value in polynomial.values()))
     whole = {power: int(value * scale) for power, value in polynomial.items() if value}
-    if max(whole, default=0) > 2:  # noqa: PLR2004
+    if max(whole, default=0) > 2:
         return low
     a, b, c = (whole.get(power, 0) for power in (2, 1, 0))
     if a * low * low + b * low + c <= 0:

@@ -66,7 +66,7 @@ def follow(case: Case, device: str = "cpu") -> Timeline:
     """Every allocation and release of a call of `case` on `device`, in the steady state: after other calls.
 
     Raises:
-        UnsupportedError: The architecture cannot do this.
+        UnsupportedError: The architecture cannot do this, or fake tensors cannot show it.
     """
     case.require_supported()
     if case.path == "graph":
@@ -95,7 +95,7 @@ def as_without_modes(case: Case) -> Iterator[None]:
     """While open, what is prepared runs without gradients where it would run in inference mode, and casts as there."""
 
     def no_grad(mode: bool = True) -> Any:
-        return torch.no_grad() if mode else torch.enable_grad()
+        return torch.no_grad() if mode else nullcontext()
 
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(caches and case.task == "train")

@@ -2,7 +2,8 @@
 
 from benchbench.counters import tensor_ops as ops
 from benchbench.counters.op import Step
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.specs.transformer import TransformerSpec
 
 TILE_KEYS = 512
@@ -16,22 +17,22 @@ def fused(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, v: T
     v, k, q = (ops.lowered(t, x) for x in (v, k, q))
     if not t.cuda:
         return on_cpu(t, spec, step, q, k, v)
-    return flash(t, spec, step, q, k, v) if q.width == 2 else efficient(t, spec, step, q, k, v)  # noqa: PLR2004
+    return flash(t, spec, step, q, k, v) if q.width == 2 else efficient(t, spec, step, q, k, v)
 
 
 def turns(t: Tape, q: Tensor) -> bool:
     """Whether the output has q's order of tokens and heads; the efficient kernel's has its own."""
-    return not t.cuda or q.width == 2  # noqa: PLR2004
+    return not t.cuda or q.width == 2
 
 
 def on_cpu(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A thread works on a tile of queries and keys."""
     sizes, new = (q.size, k.size, v.size), step.new
-    rows = min(new, 256 if new >= 768 else 64 if new >= 192 else 32)  # noqa: PLR2004
+    rows = min(new, 256 if new >= 768 else 64 if new >= 192 else 32)
     tile = 4 * t.threads * rows * min(TILE_KEYS, step.context + new)
 
     def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
-        made = [Gradient(t.new(size, name)) for size, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
+        made: Gradients = [Gradient(t.new(size, name)) for size, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
         t.new(2 * tile, "tile")
         return made
 
@@ -55,7 +56,7 @@ def efficient(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, 
     sizes, size, statistics = (q.size, k.size, v.size), q.size, 4 * heads * new
 
     def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
-        made = [Gradient(t.new(one, name)) for one, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
+        made: Gradients = [Gradient(t.new(one, name)) for one, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
         product = t.new(size, "product")
         summed = t.new(statistics, "delta")
         delta = t.new(statistics, "delta")
@@ -91,7 +92,7 @@ def flash(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, v: T
 
     def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
         turned = t.new(sizes[0], "dy") if spec.positions == "rotary" else None
-        made = [Gradient(t.new(size, name)) for size, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
+        made: Gradients = [Gradient(t.new(size, name)) for size, name in zip(sizes, ("dq", "dk", "dv"), strict=True)]
         aside = [t.new(4 * heads * tall, "delta"), t.new(4 * heads * tall * width, "dq in float32")]
         if grouped:
             aside += [t.new(wide, "dk of all heads"), t.new(wide, "dv of all heads")]
@@ -121,7 +122,7 @@ def splits(spec: TransformerSpec, step: Step) -> int:
     slots = 2 * MULTIPROCESSORS
     if 5 * blocks >= 4 * slots:
         return 1
-    width = 256 if spec.d_head <= 64 else 128 if spec.d_head <= 128 else 64  # noqa: PLR2004
+    width = 256 if spec.d_head <= 64 else 128 if spec.d_head <= 128 else 64
     keys = -(-(step.context + step.new) // width)
     counts = [n for n in range(1, min(128, slots, keys) + 1) if n == 1 or -(-keys // n) != -(-keys // (n - 1))]
     used = {n: blocks * n / slots / -(-blocks * n // slots) for n in counts}

@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchbench.counters import tensor_convolution as convolution
+from benchbench.counters import tensor_lookups as lookups
+from benchbench.counters import tensor_norms as norms
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
 from benchbench.counters.op import Step
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 from benchbench.counters.tensors_scan import Sizes, chunked, eager, one_step
 from benchbench.counters.tensors_scan_triton import by_kernels
 from benchbench.counters.timeline import Category
@@ -72,13 +77,15 @@ class Memory:
         spec, channels = self.spec, width * self.step.batch * self.spec.d_inner
         self.t.place = "state"
         for i in self.t.rounds(spec.n_layers):
-            self.states[i] = State(make(channels * spec.d_conv, "conv", "state"), make(channels * spec.d_state, "ssm", "state"))
+            self.states[i] = State(
+                make(channels * spec.d_conv, "conv", "state"), make(channels * spec.d_state, "ssm", "state")
+            )
 
     def __call__(self) -> Tensor:
         """Final hidden states."""
         t = self.t
         t.place = "embedding"
-        x = ops.cast(t, ops.embedding(t, self.step.rows, self.table), 4)
+        x = ops.cast(t, lookups.embedding(t, self.step.rows, self.table), 4)
         for i in t.rounds(self.spec.n_layers):
             x = t.through(self.layer, x, self.layers[i], self.states.get(i))
         return self.norm(x, self.norm_f)
@@ -88,25 +95,25 @@ class Memory:
 
     def norm(self, x: Tensor, weight: Parameter) -> Tensor:
         self.t.place = weight.name
-        return ops.cast(self.t, ops.rms_norm(self.t, x, ops.cast(self.t, weight, x.width)), weight.width)
+        return ops.cast(self.t, norms.rms_norm(self.t, x, ops.cast(self.t, weight, x.width)), weight.width)
 
     def mixer(self, x: Tensor, w: Layer, state: State | None) -> Tensor:
         t, spec = self.t, self.spec
         inner, n = spec.d_inner, spec.d_state
         t.place = "in_proj"
-        before, z = ops.split(t, ops.linear(t, x, w.in_proj), inner, inner)
+        before, z = views.split(t, ops.linear(t, x, w.in_proj), inner, inner)
         t.place = "conv1d"
         u = ops.function(t, self.conv(before, w, state), "silu")
         t.place = "x_proj"
-        low, b, c = ops.split(t, ops.linear(t, u, w.x_proj), spec.dt_rank, n, n)
+        low, b, c = views.split(t, ops.linear(t, u, w.x_proj), spec.dt_rank, n, n)
         t.place = "mixer"
         # From the chunked scan and the kernels its gradient comes state first.
-        a_log = ops.laid_out(t, w.a_log) if self.step.path in ("chunked", "triton") and self.s == 4 else w.a_log
+        a_log = views.laid_out(t, w.a_log) if self.step.path in ("chunked", "triton") and self.s == 4 else w.a_log
         rates = ops.negative(t, ops.exponential(t, ops.cast(t, a_log, 4)))
         t.place = "dt_proj"
         raw = self.step_sizes(low, w)
         t.place = "scan"
-        y, after = self.scan([u, raw, z, b, c, rates, w.d], state)
+        y, _after = self.scan([u, raw, z, b, c, rates, w.d], state)
         t.place = "out_proj"
         return ops.linear(t, ops.copy(t, y) if self.turned and self.step.new > 1 else y, w.out_proj)
 
@@ -123,7 +130,7 @@ class Memory:
         bias = ops.lowered(t, bias)
         made = ops.linear(t, low, w.dt_proj)
         if self.turned:
-            made = ops.gradient_copied(t, made)
+            made = views.gradient_copied(t, made)
 
         def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
             return [gradients[0], Gradient(ops.summed_rows(t, rows, bias.cols, bias.width))]
@@ -136,9 +143,11 @@ class Memory:
         """A depthwise convolution; before the first input lie zeros, or those that the state kept."""
         t, step, taps = self.t, self.step, self.spec.d_conv
         if state is None:
-            return ops.depthwise_conv(t, ops.padded(t, x, step.batch * (step.new + taps - 1)), x.rows, w.conv, w.conv_bias)
+            return convolution.depthwise_conv(
+                t, convolution.padded(t, x, step.batch * (step.new + taps - 1)), x.rows, w.conv, w.conv_bias
+            )
         # As rows a sequence behind each other.
-        past = None if x.width == 4 else t.new(step.batch * taps * x.cols * x.width, "copy")  # noqa: PLR2004
+        past = None if x.width == 4 else t.new(step.batch * taps * x.cols * x.width, "copy")
         seen = t.tensor(step.batch * (step.new + taps), x.cols, x.width, "concatenation")
         del past
         if step.new == 1:
@@ -149,8 +158,8 @@ class Memory:
             return t.tensor(x.rows, x.cols, summed.width, "sum")
         if step.batch > 1:
             read = t.tensor(step.batch * (step.new + taps - 1), x.cols, x.width, "copy")
-            return ops.depthwise_conv(t, read, x.rows, w.conv, w.conv_bias)
-        return ops.depthwise_conv(t, seen, x.rows, w.conv, w.conv_bias)
+            return convolution.depthwise_conv(t, read, x.rows, w.conv, w.conv_bias)
+        return convolution.depthwise_conv(t, seen, x.rows, w.conv, w.conv_bias)
 
     def scan(self, inputs: list[Tensor], state: State | None) -> tuple[Tensor, Storage]:
         """Outputs and the last state."""

@@ -1,9 +1,10 @@
 """What Mamba on its published CUDA kernels does to memory, as models/mamba_fused.py and mamba-ssm 2.3 run it."""
 
+from benchbench.counters import tensor_lookups as lookups
 from benchbench.counters import tensor_ops as ops
-from benchbench.counters.workspaces import CUBLAS, MULTIPROCESSORS
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tape, Tensor
+from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 from benchbench.counters.tensors_mamba import Layer, Memory, State
+from benchbench.counters.workspaces import CUBLAS, MULTIPROCESSORS
 
 SCAN_CHUNK = 2048
 """Tokens between two states that the kernel keeps."""
@@ -17,7 +18,7 @@ class Fused(Memory):
     def __call__(self) -> Tensor:
         t = self.t
         t.place = "embedding"
-        x, residual = ops.embedding(t, self.step.rows, self.table), None
+        x, residual = lookups.embedding(t, self.step.rows, self.table), None
         for i in t.rounds(self.spec.n_layers):
             x, residual = t.through(self.fused_layer, x, residual, self.layers[i], self.states.get(i))
         return self.add_norm(x, residual, self.norm_f)[0]
@@ -51,7 +52,7 @@ class Fused(Memory):
         return y, Tensor(total, rows, cols, wide, node and (node, 1))
 
     def fused_mixer(self, x: Tensor, w: Layer, state: State | None) -> Tensor:
-        t, step, inner = self.t, self.step, self.spec.d_inner
+        t, step = self.t, self.step
         t.place = "mixer"
         rates = ops.negative(t, ops.exponential(t, ops.cast(t, w.a_log, 4)))
         if state is not None and step.new == 1:
@@ -86,7 +87,7 @@ class Fused(Memory):
         whole, conv, conv_bias = xz.size, w.conv.size, w.conv_bias.size
         x_proj, dt_proj, out_proj = (one.rows * one.cols * s for one in weights[2:])
         taps, inner, matrix = w.conv.cols, spec.d_inner, rates.size
-        narrow, full = w.conv.width != 4, w.x_proj.width  # noqa: PLR2004
+        narrow, full = w.conv.width != 4, w.x_proj.width
 
         def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
             again = t.new(channels, "convolution"), t.new(channels, "dt")
@@ -97,7 +98,7 @@ class Fused(Memory):
             d_rates = Gradient(t.new(matrix, "dA"))
             d_b, d_c = t.new(4 * rows * spec.d_state, "dB"), t.new(4 * rows * spec.d_state, "dC")
             d_d, d_bias = Gradient(t.new(4 * inner, "dD")), Gradient(t.new(4 * inner, "db"))
-            if s != 4:  # noqa: PLR2004
+            if s != 4:
                 d_b, d_c = t.new(states, "dB"), t.new(states, "dC")
             d_out = Gradient(t.new(out_proj, "dW"))
             d_low = t.new(x_proj // spec.d_inner * rows, "d low")
@@ -115,7 +116,9 @@ class Fused(Memory):
             del again, dy, outs, d_low
             saved.clear()
             if s != full:
-                d_x, d_dt, d_out = (Gradient(t.new(one.storage.block.size * full // s, "cast")) for one in (d_x, d_dt, d_out))
+                d_x, d_dt, d_out = (
+                    Gradient(t.new(one.storage.block.size * full // s, "cast")) for one in (d_x, d_dt, d_out)
+                )
             return [d_xz, Gradient(d_conv), Gradient(d_conv_bias), d_x, d_dt, d_out, d_rates, d_d, d_bias]
 
         node = t.node(inputs, inputs, backward)
@@ -142,7 +145,7 @@ class Fused(Memory):
         u = t.new(channels, "convolution")
         low = t.new((spec.dt_rank + 2 * spec.d_state) * rows * s, "low")
         dt, b, c = t.new(channels, "dt"), t.new(states, "B"), t.new(states, "C")
-        casts = [] if s == 4 else [t.new(4 * spec.d_inner, "D"), t.new(4 * spec.d_inner, "bias")]  # noqa: PLR2004
+        casts = [] if s == 4 else [t.new(4 * spec.d_inner, "D"), t.new(4 * spec.d_inner, "bias")]
         y, gated = t.new(channels, "y"), t.new(channels, "gated y")
         kept = t.new(self.kept(), "states")
         del y, dt, b, c, casts
@@ -154,7 +157,10 @@ class Fused(Memory):
         t, spec, s, rows = self.t, self.spec, x.width, x.rows
         xz = t.new(2 * spec.d_inner * rows * s, "xz")
         t.library("cuBLAS", CUBLAS)
-        u, low = t.new(spec.d_inner * rows * s, "convolution"), t.new((spec.dt_rank + 2 * spec.d_state) * rows * s, "low")
+        u, low = (
+            t.new(spec.d_inner * rows * s, "convolution"),
+            t.new((spec.dt_rank + 2 * spec.d_state) * rows * s, "low"),
+        )
         dt = t.new(spec.d_inner * rows * s, "dt")
         y = t.new(spec.d_inner * rows * s, "y")
         del dt

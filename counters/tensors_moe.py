@@ -5,9 +5,12 @@ Routing is by numbers of eight bytes. However the rows are split among the exper
 
 from typing import NamedTuple
 
+from benchbench.counters import tensor_lookups as lookups
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 from benchbench.counters.workspaces import CUBLAS, MULTIPROCESSORS, sorting_bytes
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tape, Tensor
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 TILES_PER_EXPERT = 8
@@ -25,12 +28,12 @@ class Linear(NamedTuple):
 def mixture(t: Tape, spec: ResNetBKSpec, h: Tensor, router: Linear, up: Linear, down: Linear) -> Tensor:
     k, pairs, index = spec.top_k, h.rows * spec.top_k, 8 * h.rows * spec.top_k
     t.place = "moe"
-    x = ops.viewed(t, h)
-    logits, expert = ops.top_k(t, ops.linear(t, x, *router, flat=True), k)
+    x = views.viewed(t, h)
+    logits, expert = lookups.top_k(t, ops.linear(t, x, *router, flat=True), k)
     gates = ops.softmax(t, logits)
     if t.cuda and pairs <= spec.n_experts:
         rows = each(t, each(t, Tensor(x.storage, pairs, x.cols, x.width), up), down)
-        chosen = ops.Slices(t, ops.scale(t, rows, gates.viewed(pairs, 1)), k)
+        chosen = views.Slices(t, ops.scale(t, rows, gates.viewed(pairs, 1)), k)
         return _added(t, chosen, k)
     sorted_, order = t.new(index, "experts"), t.new(index, "order")
     aside = t.new(index, "arange"), t.new(sorting_bytes(pairs), "sort") if t.cuda and pairs > SORTED_AT_ONCE else None
@@ -43,13 +46,13 @@ def mixture(t: Tape, spec: ResNetBKSpec, h: Tensor, router: Linear, up: Linear, 
     picked = taken(t, gates.viewed(pairs, 1), order, back, 1)
     rows = ops.scale(t, rows, picked)
     del picked
-    chosen = ops.Slices(t, taken(t, rows, back, order, 1), k)
+    chosen = views.Slices(t, taken(t, rows, back, order, 1), k)
     made = _added(t, chosen, k)
     del sorted_, numbers, ends, expert
     return made
 
 
-def _added(t: Tape, chosen: ops.Slices, k: int) -> Tensor:
+def _added(t: Tape, chosen: views.Slices, k: int) -> Tensor:
     made = chosen.next()
     for _ in t.rounds(k - 1):
         made = ops.add(t, made, chosen.next())
@@ -86,8 +89,11 @@ def experts(t: Tape, spec: ResNetBKSpec, x: Tensor, up: Linear, down: Linear) ->
 def grouped(t: Tape, spec: ResNetBKSpec, x: Tensor, weights: Linear) -> Tensor:
     if not t.cuda:
         return sliced(t, x, *weights, spec.n_experts)
-    fits = x.width == 2 and spec.d_model % 8 == 0 and spec.d_ff % 8 == 0  # noqa: PLR2004
-    return (by_kernel if fits else by_tiles)(t, x, *weights, spec.n_experts)
+    weight, bias = weights
+    if t.casts is not None:
+        x, weight, bias = (ops.cast(t, one, 2) for one in (x, weight, bias))
+    fits = x.width == 2 and spec.d_model % 8 == 0 and spec.d_ff % 8 == 0
+    return (by_kernel if fits else by_tiles)(t, x, weight, bias, spec.n_experts)
 
 
 def sliced(t: Tape, x: Tensor, weight: Parameter, bias: Parameter, groups: int) -> Tensor:
@@ -130,7 +136,7 @@ def each(t: Tape, x: Tensor, weights: Linear) -> Tensor:
     return made
 
 
-def by_tiles(t: Tape, x: Tensor, weight: Parameter, bias: Parameter, groups: int) -> Tensor:
+def by_tiles(t: Tape, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """A batched product over tiles of rows, each by a copy of its expert's weights; a group's last tile is padded."""
     rows, d_in, d_out, s = x.rows, x.cols, weight.cols, x.width
     tall = -(-rows // (TILES_PER_EXPERT * groups))
@@ -158,7 +164,7 @@ def by_tiles(t: Tape, x: Tensor, weight: Parameter, bias: Parameter, groups: int
     made = t.tensor(tiles * tall, d_out, s, "product", t.node((b, tiled, w), (tiled, w), backward))
     t.library("cuBLAS", CUBLAS)
     del b, w, tiled
-    found = ops.pick(t, made, slot, rows)
+    found = lookups.pick(t, made, slot, rows)
     del row, expert
     return found
 
@@ -187,9 +193,9 @@ def _picked(t: Tape, weight: Parameter, rows: int, cols: int, index: Storage) ->
     return t.tensor(rows, cols, weight.width, "weights of tiles", node)
 
 
-def by_kernel(t: Tape, x: Tensor, weight: Parameter, bias: Parameter, groups: int) -> Tensor:
+def by_kernel(t: Tape, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """torch's grouped product, to which one with one-hot rows adds the bias."""
-    rows, d_in, d_out, s = x.rows, x.cols, weight.cols, x.width
+    rows, d_out, s = x.rows, weight.cols, x.width
     filled = -(-groups // 8) * 8
     size, dw, whole = x.size, weight.size, bias.size
     row, expert = t.new(8 * rows, "rows"), t.new(8 * rows, "experts")

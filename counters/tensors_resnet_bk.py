@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchbench.counters import tensor_lookups as lookups
+from benchbench.counters import tensor_norms as norms
 from benchbench.counters import tensor_ops as ops
 from benchbench.counters.op import Step
-from benchbench.counters.tensors import Parameter, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Parameter, Storage, Tensor
 from benchbench.counters.tensors_moe import Linear, mixture
 from benchbench.counters.tensors_resolvent import resolvent
 from benchbench.counters.timeline import Category
@@ -69,20 +72,20 @@ class Memory:
         """Final hidden states."""
         t, step = self.t, self.step
         t.place = "embedding"
-        x = ops.embedding(t, step.rows, self.table)
+        x = lookups.embedding(t, step.rows, self.table)
         if self.positions is not None:
             position = t.new(8 * step.new, "positions")
-            x = ops.add_to_each(t, x, ops.embedding(t, step.new, self.positions, position))
+            x = ops.add_to_each(t, x, lookups.embedding(t, step.new, self.positions, position))
             del position
         for i in t.rounds(self.spec.n_layers):
             x = t.through(self.layer, x, self.layers[i], self.states.get(i), random=self.spec.dropout > 0)
         t.place = "norm_f"
-        return ops.layer_norm(t, x, *self.norm_f)
+        return norms.layer_norm(t, x, *self.norm_f)
 
     def layer(self, x: Tensor, w: Layer, state: Storage | None) -> Tensor:
         t = self.t
         t.place = "norm"
-        h = ops.layer_norm(t, x, *w.norm)
+        h = norms.layer_norm(t, x, *w.norm)
         t.place = "core"
         v = ops.clamp(t, ops.linear(t, h, *w.v))
         f = ops.clamp(t, resolvent(t, self.spec.form, self.step, v))

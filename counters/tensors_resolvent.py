@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
 from benchbench.counters.op import Step
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 
 
 def resolvent(t: Tape, form: str, step: Step, v: Tensor) -> Tensor:
@@ -40,15 +42,15 @@ def by_kernel(t: Tape, form: str, v: Tensor) -> Tensor:
 
 def plain_left(t: Tape, step: Step, v: Tensor, initial: Storage) -> Tensor:
     """L token by token, as autograd differentiates it."""
-    a = ops.Slices(t, ops.shifted(t, v), step.new)
+    a = views.Slices(t, ops.shifted(t, v), step.new)
     p = q = Tensor(initial, step.batch, 1, 4)
     rows: list[Tensor] = []
     for _ in t.rounds(step.new):
         d, s = ops.subtract(t, a.next(), p), ops.shifted(t, q)
         norm = ops.add(t, ops.multiply(t, d, d), ops.multiply(t, s, s))
         p, q = ops.divide(t, d, norm), ops.divide(t, s, norm)
-        rows.append(ops.stack(t, [p, q], step.batch, 2))
-    made = ops.stack(t, rows, v.rows, 2)
+        rows.append(views.stack(t, [p, q], step.batch, 2))
+    made = views.stack(t, rows, v.rows, 2)
     t.gather(*(one.storage for one in rows))
     return made
 

@@ -6,8 +6,10 @@ Its tensors lie time first, and are read as rows of one token of one sequence: o
 from typing import NamedTuple
 
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
 from benchbench.counters.selective_scan import SCAN_CHUNK
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 
 
 class Sizes(NamedTuple):
@@ -88,7 +90,10 @@ def chunked_backward(t: Tape, sizes: Sizes, widths: list[int]) -> Gradients:
     del gate
     y, d_dt, d_product = (t.new(token, name) for name in ("y", "d dt", "d dt·u"))
     d_b, d_c = t.new(rates, "dB"), t.new(rates, "dC")
-    buffers = t.new((sizes.steps + 1) * sizes.state, "states"), *(t.new(sizes.steps * sizes.state, name) for name in ("decays", "d states", "dA"))
+    buffers = (
+        t.new((sizes.steps + 1) * sizes.state, "states"),
+        *(t.new(sizes.steps * sizes.state, name) for name in ("decays", "d states", "dA")),
+    )
     carried = t.new(sizes.state, "d state")
     ones = t.new(4 * sizes.steps * sizes.batch * sizes.n_state, "ones")
     rows = as_rows(t, sizes, 3, 2)
@@ -100,10 +105,12 @@ def chunked_backward(t: Tape, sizes: Sizes, widths: list[int]) -> Gradients:
     del weighted
     d_a = t.new(sizes.matrix, "dA")
     found = [d_product, d_dt, d_z, d_b, d_c, d_a, d_d]
-    return [
+    grads: Gradients = [
         Gradient(made if width == 4 else t.new(made.block.size // 4 * width, "cast"), view=True)
         for made, width in zip(found, widths, strict=True)
     ]
+    del wide, matrix, dt, product, dout, dy, y, buffers, carried, ones, rows
+    return grads
 
 
 def one_step(t: Tape, inputs: list[Tensor], sizes: Sizes) -> tuple[Tensor, Storage]:
@@ -131,13 +138,13 @@ def eager(t: Tape, inputs: list[Tensor], sizes: Sizes, before: Storage) -> tuple
     dt = ops.function(t, raw, "softplus")
     decay = ops.exponential(t, ops.outer(t, dt, rates, rows, states))
     added = ops.outer(t, ops.multiply(t, dt, u), b, rows, states)
-    decays, adds = ops.Slices(t, decay, sizes.new), ops.Slices(t, added, sizes.new)
+    decays, adds = views.Slices(t, decay, sizes.new), views.Slices(t, added, sizes.new)
     h = Tensor(before, sizes.batch, states, 4)
     kept: list[Tensor] = []
     for _ in t.rounds(sizes.new):
         h = ops.add(t, ops.multiply(t, decays.next(), h), adds.next())
         kept.append(h)
-    y = ops.read_out(t, ops.stack(t, kept, rows, states), c, rows, inner)
+    y = ops.batched_product(t, views.stack(t, kept, rows, states), c, rows, inner)
     y = ops.add(t, y, ops.scale(t, u, d))
     made = ops.multiply(t, y, ops.function(t, z, "silu"))
     if not t.keeps:

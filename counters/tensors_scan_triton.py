@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from benchbench.counters import tensor_ops as ops
 from benchbench.counters.selective_scan import TRITON_BLOCK, TRITON_CHUNK
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.counters.tensors_scan import Sizes
 
 
@@ -37,7 +38,7 @@ def _backward(t: Tape, sizes: Sizes, widths: list[int]) -> Gradients:
     blocks = -(-channels // TRITON_BLOCK)
     prepared = list(_prepared(t, sizes, widths))
     du, d_raw, d_z = (t.new(sizes.token // 4 * width, name) for name in ("du", "d raw", "dz"))
-    alpha = None if width == 4 else t.new(sizes.token, "alpha")  # noqa: PLR2004
+    alpha = None if width == 4 else t.new(sizes.token, "alpha")
     carries = t.new((chunks + 1) * sizes.state, "carries")
     sums, d_d = (t.new(chunks * batch * channels * 4, name) for name in ("sums", "dD of chunks"))
     slope, d_a = (t.new(chunks * sizes.state, name) for name in ("slopes", "dA of chunks"))
@@ -50,7 +51,7 @@ def _backward(t: Tape, sizes: Sizes, widths: list[int]) -> Gradients:
     rates = ops.summed_rows(t, chunks * batch, channels * n_state, 4)
     skip = ops.summed_rows(t, chunks * batch, channels, 4)
     found = [(du, width), (d_raw, width), (d_z, width), (d_b, 4), (d_c, 4), (rates, 4), (skip, 4)]
-    made = [
+    made: Gradients = [
         Gradient(grad if have == want else t.new(grad.block.size // have * want, "cast"), view=grad is rates)
         for (grad, have), want in zip(found, widths, strict=True)
     ]
@@ -65,7 +66,7 @@ def _prepared(t: Tape, sizes: Sizes, widths: list[int]) -> Iterator[Storage]:
     scaled = t.new(sizes.matrix, "A in units of 2")
     yield t.new(sizes.matrix, "A")
     del scaled
-    if widths[6] < 4:  # noqa: PLR2004
+    if widths[6] < 4:
         yield t.new(4 * sizes.channels, "D")
 
 

@@ -5,11 +5,15 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
+from benchbench.counters import tensor_lookups as lookups
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
 from benchbench.counters.op import Step
-from benchbench.counters.tensors import Gradient, Parameter, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Gradient, Parameter, Storage, Tensor
 from benchbench.counters.timeline import Category, Timeline
 from benchbench.counters.training import OPTIMIZER_STATES
+
 
 class Backbone(Protocol):
     """A family's weights, states and forward."""
@@ -111,19 +115,19 @@ def _update(t: Tape, states: int) -> None:
 
 def _loss(t: Tape, case: Case, step: Step, model: Backbone, head: Parameter, bias: Parameter | None) -> Tensor:
     """Mean loss, projected in pieces where the logits would be many."""
-    hidden = ops.viewed(t, model())
+    hidden = views.viewed(t, model())
     rows = step.rows
     size = loss_chunk_rows(rows, case.spec.vocab_size)
 
     def summed(piece: Tensor, made: int) -> Tensor:
         t.place = "lm_head"
         logits = ops.linear(t, piece, head, bias, flat=True, made=made)
-        return ops.cross_entropy(t, ops.cast(t, logits, 4))
+        return lookups.cross_entropy(t, ops.cast(t, logits, 4))
 
     if size == rows:
         total = summed(hidden, rows)
     else:
-        cut = ops.Pieces(t, hidden)
+        cut = views.Pieces(t, hidden)
         losses: list[Tensor] = []
         count = -(-rows // size)
         # Backward begins with the last piece; the gradients of the head's weight meet at the last but one.
@@ -133,7 +137,7 @@ def _loss(t: Tape, case: Case, step: Step, model: Backbone, head: Parameter, bia
             # The last piece is never the fullest, so that its logits may count as whole.
             losses.append(t.checkpoint(summed, cut.next(tall), tall if t.whole else size, random=state))
             del state
-        total = ops.total(t, losses)
+        total = lookups.total(t, losses)
     seen = t.new(rows, "targets")
     wide = t.new(8 * rows, "targets")
     del seen, wide

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchbench.counters import tensor_lookups as lookups
+from benchbench.counters import tensor_norms as norms
 from benchbench.counters import tensor_ops as ops
+from benchbench.counters import tensor_views as views
 from benchbench.counters.op import Step
-from benchbench.counters.tensors import Parameter, Storage, Tape, Tensor
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensors import Parameter, Storage, Tensor
 from benchbench.counters.tensors_attention import fused, turns
 from benchbench.counters.timeline import Category
 from benchbench.specs.transformer import TransformerSpec
@@ -88,9 +92,9 @@ class Memory:
         t, step = self.t, self.step
         t.place = "embedding"
         position = t.new(8 * step.new, "positions")
-        x = ops.embedding(t, step.rows, self.table)
+        x = lookups.embedding(t, step.rows, self.table)
         if self.positions is not None:
-            x = ops.add_to_each(t, x, ops.embedding(t, step.new, self.positions, position))
+            x = ops.add_to_each(t, x, lookups.embedding(t, step.new, self.positions, position))
         x = self.dropped(x)
         shared = Shared(self._rotation(), self._visible())
         for i in t.rounds(self.spec.n_layers):
@@ -107,7 +111,10 @@ class Memory:
         wide = t.new(4 * rows, "positions")
         angle = t.new(4 * rows * pairs, "angle")
         del wide
-        table = Tensor(t.new(4 * rows * pairs, "cos"), rows, pairs, 4), Tensor(t.new(4 * rows * pairs, "sin"), rows, pairs, 4)
+        table = (
+            Tensor(t.new(4 * rows * pairs, "cos"), rows, pairs, 4),
+            Tensor(t.new(4 * rows * pairs, "sin"), rows, pairs, 4),
+        )
         del angle
         return table
 
@@ -117,7 +124,9 @@ class Memory:
         if self.step.new == 1 or (self.step.path == "flash" and not context):
             return None
         keys = self.t.new(8 * (context + new), "positions")
-        return Tensor(self.t.new(new * (context + new), "visible"), new, context + new, 1)
+        visible = self.t.new(new * (context + new), "visible")
+        del keys
+        return Tensor(visible, new, context + new, 1)
 
     def layer(self, x: Tensor, w: Layer, cache: tuple[Tensor, Tensor] | None, shared: Shared) -> Tensor:
         t = self.t
@@ -130,8 +139,8 @@ class Memory:
     def norm(self, x: Tensor, weights: tuple[Parameter, ...]) -> Tensor:
         self.t.place = weights[0].name
         if self.spec.norm == "rms":
-            return ops.rms_norm(self.t, x, weights[0])
-        return ops.layer_norm(self.t, x, weights[0], weights[1] if self.spec.bias else None)
+            return norms.rms_norm(self.t, x, weights[0])
+        return norms.layer_norm(self.t, x, weights[0], weights[1] if self.spec.bias else None)
 
     def mlp(self, x: Tensor, w: Layer) -> Tensor:
         t = self.t
@@ -162,7 +171,7 @@ class Memory:
 
     def heads(self, x: Tensor, *, copied: bool) -> Tensor:
         """(B, H, N, C) as a view; a gradient that lies that way is brought back by a copy."""
-        return ops.gradient_copied(self.t, x) if copied else x
+        return views.gradient_copied(self.t, x) if copied else x
 
     def eager(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         t, step = self.t, self.step
@@ -177,7 +186,7 @@ class Memory:
         weights = self.dropped(ops.softmax(t, scores))
         y = ops.batched_product(t, weights, self.as_matrices(v, t.training), rows, self.spec.d_head)
         apart = step.batch > 1 or self.spec.n_kv_heads < self.spec.n_heads
-        return (ops.gradient_copied(t, y) if apart else y).viewed(step.rows, q.cols)
+        return (views.gradient_copied(t, y) if apart else y).viewed(step.rows, q.cols)
 
     def as_matrices(self, x: Tensor, transposed: bool) -> Tensor:
         """One matrix a sequence and head; `transposed` heads of several sequences are copied for that."""
@@ -186,14 +195,14 @@ class Memory:
     def both_rotated(self, q: Tensor, k: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.t.training or self.step.new > 1:
             return self.rotated(q, rotation), self.rotated(k, rotation)
-        both = self.rotated(ops.side_by_side(self.t, q, k), rotation)
+        both = self.rotated(views.side_by_side(self.t, q, k), rotation)
         return both.viewed(q.rows, q.cols), both.viewed(k.rows, k.cols)
 
     def rotated(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         t, (cos, sin) = self.t, rotation
-        a, b = ops.split(t, x, x.cols // 2, x.cols // 2)
+        a, b = views.split(t, x, x.cols // 2, x.cols // 2)
         turned = (
             ops.subtract(t, ops.scale_by(t, a, cos, 4), ops.scale_by(t, b, sin, 4)),
             ops.add(t, ops.scale_by(t, b, cos, 4), ops.scale_by(t, a, sin, 4)),
         )
-        return ops.cast(t, ops.side_by_side(t, *turned), x.width)
+        return ops.cast(t, views.side_by_side(t, *turned), x.width)

@@ -55,7 +55,7 @@ class Alive(NamedTuple):
     place: str
     category: Category
     size: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def bytes(self) -> int:

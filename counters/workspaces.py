@@ -10,7 +10,7 @@ THREADS = 2048
 
 
 def summing_bytes(rows: int, cols: int) -> int:
-    """What a sum over the rows of (rows, cols) hands from block to block (torch's aten/src/ATen/native/cuda/Reduce.cuh).
+    """What a sum over the rows of (rows, cols) hands from block to block (torch's native/cuda/Reduce.cuh).
 
     Threads take four columns each; a block is 32 of them wide and 4 high, or narrower and higher where there are few.
     """

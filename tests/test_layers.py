@@ -44,18 +44,20 @@ GROUPS = (
     ),
     Group(
         "trace",
-        "counters.trace counters.dispatch counters.places counters.aten counters.module_check counters.hardware",
+        "counters.trace counters.dispatch counters.places counters.aten counters.module_check counters.hardware"
+        " counters.storages counters.fake_cuda followed",
         uses="values counters models machine tasks",
         others="torch",
         others_lazily="fvcore rich",
     ),
     Group(
         "symbolic",
-        "counters.symbolic counters.notation counters.sized counters.stepwise counters.crossover counters.op_forms",
+        "counters.symbolic counters.notation counters.sized counters.stepwise counters.crossover counters.op_forms"
+        " counters.fullest",
         uses="values counters",
         others="sympy",
     ),
-    Group("counters", "counters counters.*", uses="values"),
+    Group("counters", "counters counters.*", uses="values", lazily="symbolic"),
     Group("kernels", "models.*_kernels models.*_kernels_*", others="triton"),
     Group(
         "models",
@@ -76,6 +78,7 @@ GROUPS = (
         others="torch",
         others_lazily="causal_conv1d mamba_ssm",
     ),
+    Group("pictures", "timeline_plot", uses="values counters tables", others_lazily="matplotlib"),
     Group(
         "tables",
         "table cost_tables formula_tables columns scaling findings lead plot report publish",
@@ -92,11 +95,12 @@ GROUPS = (
         lazily="symbolic",
         others="pydantic",
     ),
+    Group("fit", "fit", uses="values counters"),
     Group(
         "commands",
         "commands commands.*",
-        uses="values suites counters tables running claims",
-        lazily="symbolic trace worker",
+        uses="values suites counters tables running claims fit",
+        lazily="symbolic trace worker pictures tasks models machine",
         others="click",
         others_lazily="rich torch",
     ),

@@ -5,6 +5,7 @@ from records import counted, record, steady
 pytest.importorskip("matplotlib")
 
 from benchbench.plot import PALETTE, draw, figure, looks, short
+from benchbench.record import Measured
 
 
 def records():
@@ -30,7 +31,12 @@ def test_the_same_records_are_drawn_to_the_same_bytes(tmp_path):
 
 def test_counted_and_measured_never_share_a_panel():
     panels = {axes.get_title(loc="left").splitlines()[1]: axes for axes in figure(records()).axes}
-    assert list(panels) == ["TFLOP (counted)", "peak memory, GiB (counted)", "seconds a call (measured)"]
+    assert list(panels) == [
+        "TFLOP (counted)",
+        "seconds a call (measured)",
+        "peak memory, GiB (counted)",
+        "peak memory, GiB (measured)",
+    ]
     for title, axes in panels.items():
         measured = "measured" in title
         assert len(axes.containers) == (2 if measured else 0)  # error bars, one a model
@@ -39,12 +45,26 @@ def test_counted_and_measured_never_share_a_panel():
 
 
 def test_points_lie_where_the_records_say():
-    flops, _, time = figure(records()).axes
+    flops, time, _, memory = figure(records()).axes
     assert [drawn(line)[0] for line in flops.lines] == [[512, 1024, 2048]] * 2
     assert drawn(flops.lines[1])[1][0] == pytest.approx(1024e-12)  # 512 x 2 FLOPs, in TFLOP
     dots, caps, _ = time.containers[0]
     assert drawn(dots)[1] == [0.512, 1.024]  # 2,048 was not measured
     assert drawn(caps[0])[1] == pytest.approx([0.99 * 0.512, 0.99 * 1.024])
+    assert drawn(memory.containers[0][0]) == ([512, 1024], [2**20 / 2**30] * 2)
+
+
+def test_counted_and_measured_memory_have_one_scale():
+    """Counted peaks of 1 GiB beside measured ones of 1 MiB, which is 0.00098 GiB: four decades."""
+    found = [record(n=n, times=steady(1.0), cost=counted(peak_bytes=2**30)) for n in (512, 1024)]
+    *_, counts, measures = figure(found).axes
+    assert counts.get_ylim() == measures.get_ylim() == (1e-4, 10)
+
+
+def test_a_cpu_s_peak_is_what_was_requested():
+    found = record(times=steady(1.0), measured=Measured(time_s=steady(1.0), peak_requested_bytes=3 * 2**30))
+    *_, memory = figure([found]).axes
+    assert drawn(memory.containers[0][0])[1] == [3]
 
 
 def test_one_colour_a_family_and_another_dash_for_its_second_model():
@@ -55,8 +75,9 @@ def test_one_colour_a_family_and_another_dash_for_its_second_model():
 
 
 def test_a_suite_without_a_measurement_says_so():
-    *_, time = figure([record(cost=counted())]).axes
-    assert [text.get_text() for text in time.texts] == ["nothing was measured"]
+    _, time, _, memory = figure([record(cost=counted())]).axes
+    for axes in (time, memory):
+        assert [text.get_text() for text in axes.texts] == ["nothing was measured"]
 
 
 def test_lengths_on_an_axis():

@@ -182,7 +182,7 @@ def test_the_command_prints_each_format(tmp_path):
 
     assert json.loads(printed("--format", "json")).keys() == {"environments", "records"}
     assert printed("--format", "md") == as_markdown(results())
-    assert printed("--format", "csv").startswith("suite,device,task,dtype,batch,optimizer,n,model,counted_flops,")
+    assert printed("--format", "csv").startswith("suite,device,task,dtype,batch,optimizer,ways,n,model,counted_flops,")
     assert r"\begin{tabular}" in printed("--format", "latex")
     assert "Environment:" in printed()
 

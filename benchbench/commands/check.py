@@ -9,7 +9,7 @@ import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
-from benchbench.commands import check_hardware
+from benchbench.commands import check_hardware, check_memory
 from benchbench.commands.options import FORMATS, echo_tables
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
@@ -62,6 +62,7 @@ class Outcome:
     help="Repeatable. Default: all but hardware.",
 )
 @click.option("--device", type=click.Choice(["cpu", "meta"]), help="With numbers, or as shapes. Default: by size.")
+@click.option("--memory", is_flag=True, help="Peak memory instead: counted, on fake tensors, and off the allocator.")
 @click.option("--ops", is_flag=True, help="Module by module.")
 @FORMATS
 def command(
@@ -72,9 +73,14 @@ def command(
     suite: str | None,
     witnesses: tuple[str, ...],
     device: str | None,
+    memory: bool,
     ops: bool,
     output: str,
 ) -> None:
+    if memory:
+        planned_cases = [case for case, _ in suite_cases(suite, names, tasks)] if suite else ()
+        check_memory.command(names, tasks, seq_len, batch, ops, output, planned_cases)
+        return
     if "hardware" in witnesses:
         check_hardware.command(names, tasks, seq_len, batch, witnesses, output)
         return

@@ -5,6 +5,7 @@ must be what fake tensors show, both together what is counted.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -103,7 +104,7 @@ def command(
 def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: str) -> Iterator[Case]:
     """Every task of a model, and training's variations: on all paths where it is small, else on the device's own."""
     small = _is_small(spec)
-    length = min(seq_len or (64 if small else 1024), (spec.longest or 1025) - 1)
+    length = seq_len or min(64 if small else 1024, (spec.longest or 1025) - 1)
     paths = [spec.cuda_path] if device == "cuda" else spec.paths if small else spec.paths[:1]
     for path in paths:
         for task in tasks:
@@ -124,7 +125,7 @@ def outcome(case: Case, device: str) -> Outcome:
     from benchbench.counters.storages import follow
 
     cost = count(case)
-    found = Outcome(case, device, fullest(case, cost.step, cost.placed, device), None)
+    found = Outcome(case, device, fullest(case, cost.step, cost.placed, device), fake=None)
     if not found.counted.exact:
         found = replace(found, reasons=("the count is a first sum, held against nothing",))
     try:
@@ -239,7 +240,8 @@ def notes(found: Sequence[Outcome]) -> Iterator[str]:
             "Fake tensors do not see what a kernel takes and gives back: "
             f"where nothing is measured the count may lie {ALLOWED_RATIO:.0%} above them."
         )
-    yield from dict.fromkeys(f"{one.case.id}: {reason}." for one in found for reason in one.reasons)
+    for reason, number in Counter(reason for one in found for reason in one.reasons).items():
+        yield f"{units.plural(number, 'case')}: {reason}."
 
 
 def as_json(one: Outcome) -> dict[str, Any]:

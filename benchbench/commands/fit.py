@@ -235,8 +235,9 @@ def qualifications(answer: fit.Answer) -> Iterator[str]:
         yield f"The {about}: not even {answer.points[0].n:,} fits."
     if answer.end:
         yield f"The {about}: memory is left, {answer.end}."
-    for no, yes in answer.again:
-        yield f"The {about}: {no:,} does not fit, but {yes:,} does again."
+    if answer.again:
+        shown = units.listing([f"{no:,} does not fit but {yes:,} does" for no, yes in answer.again[-3:]])
+        yield f"The {about}: more does not always need more; of what was looked at, {shown}."
     if answer.at is not None and answer.bound is not None and answer.bound > answer.at:
         yield (
             f"The {about}: the blocks of up to {answer.bound:,} would fit, but torch's allocator cannot lay them out "

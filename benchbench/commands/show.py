@@ -37,6 +37,12 @@ ID = re.compile(
 @click.option("--witness", "chosen", multiple=True, type=click.Choice(WITNESSES), help="Run this tracer beside.")
 @click.option("--witnesses", "every", is_flag=True, help="Run every tracer that can see the case.")
 @click.option("--formulas/--no-formulas", default=True, show_default=True, help="With each operation's closed form.")
+@click.option(
+    "--timeline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw a case's memory over a call: .png or .svg.",
+)
 @FORMATS
 def command(
     name: str,
@@ -46,6 +52,7 @@ def command(
     chosen: tuple[Witness, ...],
     every: bool,
     formulas: bool,
+    timeline: Path | None,
     output: str,
 ) -> None:
     """Show one case with its counted cost, or one record of a run.
@@ -57,11 +64,18 @@ def command(
     named rules predict for it; it runs the real module, which takes seconds.
     """
     if folder or _is_key(name):
+        if timeline:
+            raise BenchError("--timeline draws what is counted of a case, not a record.", "Name the case by its id.")
         found = record_of(name, folder)
         shown = [leaves_table(str(found.get("id") or found.get("key")), found)]
         notes: list[str] = []
     else:
         case = case_of(name, suites, device)
+        if timeline:
+            from benchbench import timeline_plot
+            from benchbench.counters import count
+
+            timeline_plot.draw(count(case, "cuda" if device.startswith("cuda") else None), timeline)
         witnessed = [] if case.unsupported() else outcomes(case, WITNESSES if every else chosen)
         if output == "json":
             found, shown, notes = case_json(case, witnessed, formulas=formulas), [], []

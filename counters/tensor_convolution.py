@@ -1,0 +1,57 @@
+"""What a causal depthwise convolution allocates, saves and frees."""
+
+from benchbench.counters.tape import Tape
+from benchbench.counters.tensor_ops import HALF, copy, lowered
+from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
+
+LANES = 16
+"""Channels that the CPU's convolution pads each group of its weights' gradient to."""
+
+
+def padded(t: Tape, x: Tensor, rows: int) -> Tensor:
+    """Rows of zeros before each sequence; backward copies what is left without them."""
+    size = x.size
+
+    def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
+        return [Gradient(t.new(size, "copy"))]
+
+    return t.tensor(rows, x.cols, x.width, "padding", t.node((x,), (), backward))
+
+
+def depthwise_conv(t: Tape, x: Tensor, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution over one row of pixels, of which a view is taken; its channels are innermost."""
+    bias = lowered(t, bias)
+    # A view of the weight, which autocast does not keep.
+    weight = weight if t.casts is None else copy(t, weight, HALF)
+    x = lowered(t, x)
+    read, cols, s, taps = x.size, x.cols, x.width, weight.cols
+    made, weights = rows * cols * s, taps * cols * s
+
+    def of_view(gradients: Gradients, saved: list[Storage]) -> Gradients:
+        return [Gradient(t.new(made, "zeros"))]
+
+    def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
+        inner = t.new(made, "copy")
+        dx = Gradient(t.new(read, "dx"))
+        if t.cuda:
+            dw = Gradient(t.new(weights, "dW"), view=True)
+            if s != 4:
+                t.new(4 * (read + made) + 128 * cols + 16, "inner channels")
+            del inner
+            return [dx, dw, Gradient(t.new(cols * s, "db"))]
+        t.new(weights, "blocked weight")
+        blocked = t.new(cols * taps * LANES * LANES * s, "blocked dW")
+        partial = t.new(cols * LANES * s + 2 * LANES * s, "partial db")
+        summed = t.new(cols * s, "db")
+        del partial
+        db, dw = Gradient(t.new(cols * s, "db")), t.new(weights, "dW")
+        dw = Gradient(t.new(weights, "dW"), view=True)
+        del inner, blocked, summed
+        return [dx, dw, db]
+
+    node = t.node((x, weight, bias), (x, weight), backward)
+    found = t.tensor(rows, cols, s, "convolution", node)
+    if not t.cuda:
+        t.new(weights, "blocked weight")
+    node = t.node((found,), (), of_view)
+    return Tensor(found.storage, rows, cols, s, node and (node, 0))
