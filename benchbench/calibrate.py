@@ -1,8 +1,8 @@
 # pyright: standard
 """What a device does in a second, operation by operation: what the time model stands on.
 
-Every curve is one operation of torch over a grid of sizes; no model and no case of a suite is run. What fails is left
-out with its reason, and the rest is kept.
+Every curve is one operation of torch over a grid of sizes, and no case of a suite is run. On a GPU, what the host takes
+to launch a model is measured on tiny ones. What fails is left out with its reason, and the rest is kept.
 """
 
 import os
@@ -14,9 +14,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from benchbench.case import Case
 from benchbench.devices import name_of
-from benchbench.devices.calibration import Calibration, Curve, Sizes, Timing
+from benchbench.devices.calibration import Calibration, Curve, HostCost, Sizes, Timing
 from benchbench.env import describe
+from benchbench.microbench import modules
 from benchbench.microbench.plan import PLAN
 from benchbench.microbench.supplies import Make, Spec, Supplies
 
@@ -31,6 +33,8 @@ WARM_S = 1.0
 LONG_S = 0.02
 """A call longer than this is timed in two rounds, not five."""
 BUDGET_S = {"cuda": 110.0, "cpu": 55.0}
+MODULES_S = 15.0
+"""Of a GPU's budget, what is kept for whole models."""
 
 Report = Callable[[str], None]
 
@@ -110,6 +114,7 @@ class Calibrator:
     budget_s: float = 0.0
     curves: dict[tuple[str, str], Curve] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, HostCost] = field(default_factory=dict)
 
     def run(self, plan: tuple[Spec, ...] = PLAN) -> Calibration:
         begun, load = perf_counter(), os.getloadavg()[0]
@@ -122,15 +127,18 @@ class Calibrator:
         watch.entry_s = host.get("entry_s", 0.0)
         for spec in plan:
             for dtype in spec.dtypes(self.device.type):
-                self._curve(spec, dtype, supplies, watch, deadline)
+                self._curve(spec, dtype, supplies, watch, deadline - (MODULES_S if supplies.cuda else 0.0))
                 supplies.tidy()
         if self.device.type == "cuda":
+            deadline = max(deadline, perf_counter() + MODULES_S)
+            for name, pair in modules.cases():
+                self._module(name, pair, deadline)
             # Last, since a capture that fails can leave the device unfit for more.
             host |= self._host(graph_costs, supplies, watch)
         environment = describe(self.device)
         environment["load_average"] = load
         environment["calibrate_s"] = round(perf_counter() - begun, 1)
-        return Calibration(name_of(environment), self.curves, host, environment, self.skipped)
+        return Calibration(name_of(environment), self.curves, host, environment, self.skipped, self.modules)
 
     def _host(
         self, costs: Callable[[Supplies, Stopwatch], dict[str, float]], supplies: Supplies, watch: Stopwatch
@@ -158,6 +166,18 @@ class Calibrator:
             self.curves[spec.name, dtype] = Curve(spec.name, dtype, spec.axes, spec.how, points)
         failed = f"; {self.skipped[label]}" if label in self.skipped else ""
         self.report(f"{label}: {len(points)} points, {perf_counter() - begun:.1f} s{failed}")
+
+    def _module(self, name: str, pair: tuple[Case, Case], deadline: float) -> None:
+        begun = perf_counter()
+        if begun > deadline:
+            self.skipped[name] = "the time was over"
+        else:
+            try:
+                self.modules[name] = modules.host_cost(pair, self.device)
+            except Exception as error:  # a package that one family lacks must not lose the others
+                self.skipped[name] = told(error)
+        outcome = self.skipped.get(name) or "{:.3g} s a layer, {:.3g} s a call".format(*self.modules[name][:2])
+        self.report(f"{name}: {outcome}; {perf_counter() - begun:.1f} s")
 
 
 def told(error: Exception) -> str:

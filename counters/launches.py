@@ -111,10 +111,15 @@ def _rotary_table(op: Op, case: Case) -> Launches:
 
 
 def _rotary(suffix: str = "") -> Parts:
-    """Queries and keys apart."""
+    """Queries and keys apart; in decoding they are turned at once, which takes a copy."""
 
     def found(op: Op, case: Case) -> Launches:
-        yield Launch("rotary" + suffix, (op.formula.sizes["n"] / 2,), 2)
+        n = op.formula.sizes["n"]
+        if case.task == "decode":
+            yield Launch("copy", (n,))
+            yield Launch("rotary" + suffix, (n,))
+        else:
+            yield Launch("rotary" + suffix, (n / 2,), 2)
 
     return found
 

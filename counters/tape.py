@@ -41,6 +41,10 @@ ALONE = _references_alone()
 """What `getrefcount` says of a gradient that waits in its slot and that nothing else refers to but a local."""
 
 
+OWNED = 2
+"""What it says of a storage that one tensor alone refers to."""
+
+
 class _Enough(Exception):  # noqa: N818
     """Everything that was saved is made again."""
 
@@ -125,9 +129,11 @@ class Tape(Record):
     @contextmanager
     def casting(self) -> Generator[None]:
         """Under autocast, if it is asked for."""
-        self.casts = {} if self.autocast else None
+        casts: dict[Parameter, Tensor] = {}
+        self.casts = casts if self.autocast else None
         yield
         self.casts = None
+        self.gather(*(cast.storage for cast in casts.values() if getrefcount(cast.storage) == OWNED))
 
     def library(self, name: str, size: int) -> None:
         """A library's own workspace on the GPU, from its first call in a thread: backward has a thread of its own."""
@@ -140,21 +146,21 @@ class Tape(Record):
 
     # Loops
 
-    def rounds(self, times: int, last: int = 1) -> Iterator[int]:
-        """The rounds of a loop that are walked: the first, one that stands for many, the `last` ones.
+    def rounds(self, times: int, last: int = 1, first: int = 1) -> Iterator[int]:
+        """The rounds of a loop that are walked: the `first` ones, one that stands for many, the `last` ones.
 
         As places in it, from 0 up, and the last ones from the end: -1 is the last.
         """
-        if self.whole or times <= 2 + last:
+        if self.whole or times <= first + 1 + last:
             walked: list[int] = []
             while len(walked) < times:  # not range(times): a number that carries its closed form shall know of it
                 walked.append(len(walked))
             yield from (number if number + last < len(walked) else number - len(walked) for number in walked)
             return
         around = self.loops
-        yield 0
-        self.enter((*around, Loop(times - 1 - last)))
-        yield 1
+        yield from range(first)
+        self.enter((*around, Loop(times - first - last)))
+        yield first
         self.enter(around)
         yield from range(-last, 0)
 

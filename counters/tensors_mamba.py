@@ -40,6 +40,8 @@ class Memory:
 
     fused = False
     """Whether states have the weights' dtype, not float32."""
+    first = 1
+    """Layers at the start that are like no other."""
 
     def __init__(self, t: Tape, spec: MambaSpec, step: Step, table: Parameter) -> None:
         self.t = t
@@ -48,7 +50,7 @@ class Memory:
         self.table = table
         self.s = table.width
         self.states: dict[int, State] = {}
-        self.layers = {i: self._layer() for i in t.rounds(spec.n_layers)}
+        self.layers = {i: self._layer() for i in t.rounds(spec.n_layers, first=self.first)}
         self.norm_f = t.parameter(1, spec.d_model, self.s, "norm_f")
 
     def _layer(self) -> Layer:
@@ -76,7 +78,7 @@ class Memory:
         width = self.s if self.fused else 4
         spec, channels = self.spec, width * self.step.batch * self.spec.d_inner
         self.t.place = "state"
-        for i in self.t.rounds(spec.n_layers):
+        for i in self.t.rounds(spec.n_layers, first=self.first):
             self.states[i] = State(
                 make(channels * spec.d_conv, "conv", "state"), make(channels * spec.d_state, "ssm", "state")
             )
@@ -86,7 +88,7 @@ class Memory:
         t = self.t
         t.place = "embedding"
         x = ops.cast(t, lookups.embedding(t, self.step.rows, self.table), 4)
-        for i in t.rounds(self.spec.n_layers):
+        for i in t.rounds(self.spec.n_layers, first=self.first):
             x = t.through(self.layer, x, self.layers[i], self.states.get(i))
         return self.norm(x, self.norm_f)
 

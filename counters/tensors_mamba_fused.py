@@ -14,12 +14,14 @@ class Fused(Memory):
     """Weights, states and forward of the backbone."""
 
     fused = True
+    first = 2
+    """The residual of the first is its input, and no sum."""
 
     def __call__(self) -> Tensor:
         t = self.t
         t.place = "embedding"
         x, residual = lookups.embedding(t, self.step.rows, self.table), None
-        for i in t.rounds(self.spec.n_layers):
+        for i in t.rounds(self.spec.n_layers, first=self.first):
             x, residual = t.through(self.fused_layer, x, residual, self.layers[i], self.states.get(i))
         return self.add_norm(x, residual, self.norm_f)[0]
 

@@ -181,7 +181,7 @@ def _placed(t: Tape, x: Tensor, rows: int, slot: Storage) -> Tensor:
     return t.tensor(rows, x.cols, x.width, "tiles", node)
 
 
-def _picked(t: Tape, weight: Parameter, rows: int, cols: int, index: Storage) -> Tensor:
+def _picked(t: Tape, weight: Tensor, rows: int, cols: int, index: Storage) -> Tensor:
     """Weights of experts by number."""
     size = weight.size
 

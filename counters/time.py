@@ -5,7 +5,8 @@ the memory's. No case is faster, and most are slower.
 
 The prediction follows the queue between host and device. The host launches one kernel after the other, each taking
 it some microseconds, and the device does them in that order, each when it is launched and the one before is done; the
-case ends when both are. A captured graph is launched at once. On a CPU there is no queue: the times add up.
+case ends when both are. Where whole models were measured, the host takes what they took it, by their layers, and each
+launch its share of that. A captured graph is launched at once. On a CPU there is no queue: the times add up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchbench.case import Case
-from benchbench.counters.cost import Cost
+from benchbench.counters.cost import Cost, count
 from benchbench.counters.launch import Launch
 from benchbench.counters.launches import launches, update
 from benchbench.counters.op import Op
 from benchbench.devices import Device
-from benchbench.devices.calibration import Calibration, Timing
+from benchbench.devices.calibration import Calibration, HostCost, Timing
 from benchbench.record import Counted
 
 LAYER = "backbone.layers.*"
@@ -68,7 +69,14 @@ def predict(cost: Cost, device: Device) -> Time | None:
     if missing:
         lacks = ", ".join(dict.fromkeys(missing))
         return _bound(floor, f"at least: the calibration of {device.name} lacks {lacks}")
-    total = elapsed(pieces, cost.case, device.calibration)
+    host = device.calibration.modules.get(f"{cost.case.family}/{cost.case.task}/{cost.case.path}")
+    if host is not None:
+        factor = measured_over_pieces(host, pieces, cost, device.calibration)
+        pieces = hosted(pieces, factor)
+        slow = elapsed(hosted(pieces, host.spread), cost.case, device.calibration)
+        total = elapsed(pieces, cost.case, device.calibration)._replace(high_s=slow.high_s)
+    else:
+        total = elapsed(pieces, cost.case, device.calibration)
     low = floor if floor is not None else sum(op.repeat * piece.low_s for op, piece in pieces)
     return Time(total.device_s, min(low, total.device_s), total.high_s, False, f"as measured on {device.name}")
 
@@ -130,6 +138,34 @@ def piece_of(op: Op, cost: Cost, measured: Calibration, missing: list[str]) -> P
     elif op.phase == "forward":
         time += host.get("module_s", 0.0) + VIEWS.get(op.formula.name, 0) * host.get("view_s", 0.0)
     return Piece(max(0.0, time), max(0.0, high), max(0.0, low), max(0.0, launching))
+
+
+Pieces = list[tuple[Op, Piece]]
+
+
+def hosted(pieces: Pieces, factor: float) -> Pieces:
+    """The host's part of all pieces, times `factor`."""
+    return [(op, piece._replace(host_s=factor * piece.host_s)) for op, piece in pieces]
+
+
+def measured_over_pieces(host: HostCost, pieces: Pieces, cost: Cost, measured: Calibration) -> float:
+    """What the host takes for the model as a whole, over what its launches add up to, each measured alone.
+
+    Whole models were measured in bfloat16, one pass a step of AdamW and nothing recomputed, and decoding one sequence.
+    A case that departs from that takes the factor of the one that does not: its own launches make the difference.
+    """
+    plain = cost.case.replace(dtype="bfloat16", autocast=None, checkpoint=False, accumulate=1)
+    if plain.task == "decode":
+        plain = plain.replace(batch=1)
+    if plain.task == "train":
+        plain = plain.replace(optimizer="adamw")
+    if plain != cost.case:
+        like, missing = count(plain), list[str]()
+        pieces = [(op, piece_of(op, like, measured, missing)) for op in like.ops]
+        if missing:
+            return 1.0
+    launching = sum(op.repeat * piece.host_s for op, piece in pieces)
+    return host.of(cost.case.spec.n_layers) / launching if launching else 1.0
 
 
 def _timing(part: Launch, case: Case, measured: Calibration) -> Timing | None:

@@ -5,6 +5,8 @@ import torch
 
 from benchbench.calibrate import Calibrator, Stopwatch, host_costs
 from benchbench.devices.calibration import Timing
+from benchbench.errors import UnsupportedError
+from benchbench.microbench import modules, recurrent
 from benchbench.microbench.plan import PLAN
 from benchbench.microbench.supplies import Make, Spec, Supplies, backward_of
 from benchbench.suite import built_in
@@ -100,6 +102,51 @@ def test_host_costs_are_named(supplies):
     costs = host_costs(supplies, Stopwatch(CPU))
     assert set(costs) == {"view_s", "module_s", "kernel_s", "tape_s", "node_s", "entry_s"}
     assert all(value >= 0 for value in costs.values())
+
+
+def test_a_resolvent_is_timed_on_the_path_that_its_curve_names(supplies):
+    _, make = next(recurrent.resolvent("bk-causal", "triton", supplies, "float32", backward=False))
+    with pytest.raises(UnsupportedError, match="'triton' needs"):
+        make.call(0)
+    _, make = next(recurrent.resolvent("bk-causal", "chunked", supplies, "float32", backward=False))
+    assert isinstance(make.call(0), torch.Tensor)
+
+
+def test_whole_models_are_those_of_no_suite_and_named_by_what_they_are():
+    found = dict(modules.cases())
+    # Three families, three tasks
+    assert len(found) == 9
+    assert {"transformer/prefill/flash", "mamba/decode/fused", "resnet-bk/train/triton"} <= set(found)
+    assert all([case.spec.n_layers for case in pair] == [2, 8] for pair in found.values())
+    sizes = {(case.family, case.spec.d_model) for name in built_in() for case in suite(name).cases}
+    assert not sizes & {(case.family, case.spec.d_model) for pair in found.values() for case in pair}
+
+
+def test_a_layer_costs_what_the_deeper_model_takes_longer(monkeypatch):
+    pair = dict(modules.cases())["transformer/decode/flash"]
+    # 2 layers take 5 s and 8 take 17 s: 2 s a layer and 1 s for all else. The host's clock itself is not asked.
+    models = {}
+    monkeypatch.setattr(modules, "timer_for", lambda device: lambda call: (call(), models[call])[1])
+    plain = modules.prepare
+
+    def prepared(model, case):
+        found = plain(model, case)
+        models[found.call] = 1.0 + 2.0 * case.spec.n_layers
+        return found
+
+    monkeypatch.setattr(modules, "prepare", prepared)
+    assert modules.host_cost(pair, CPU) == pytest.approx((2.0, 1.0, 1.0))
+
+
+def test_a_family_that_cannot_run_here_does_not_lose_the_others():
+    calibrator = Calibrator(CPU)
+    pairs = dict(modules.cases())
+    for name in ("mamba/decode/fused", "transformer/decode/flash"):
+        calibrator._module(name, pairs[name], deadline=float("inf"))
+    calibrator._module("late", pairs["transformer/decode/flash"], deadline=0.0)
+    assert list(calibrator.modules) == ["transformer/decode/flash"]
+    assert calibrator.skipped["mamba/decode/fused"].startswith("UnsupportedError")
+    assert calibrator.skipped["late"] == "the time was over"
 
 
 def test_curves_have_names_of_their_own():

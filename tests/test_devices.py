@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from benchbench import devices
 from benchbench.devices import device, here, reported, with_calibration
-from benchbench.devices.calibration import Calibration, Curve, Timing, dump, load
+from benchbench.devices.calibration import Calibration, Curve, HostCost, Timing, dump, load
 from benchbench.errors import BenchError
 
 # What drivers report: nvidia-smi's and rocm-smi's product names.
@@ -123,6 +125,21 @@ def test_a_calibration_survives_its_file(tmp_path):
         "packages": {"torch": '2 "b"'},
     }
     assert found.skipped == {"scan": "no kernel"}
+
+
+def test_what_models_cost_the_host_survives_the_file_and_may_be_missing(tmp_path):
+    path = tmp_path / "x.toml"
+    plain = calibration("NVIDIA H200")
+    path.write_text(dump(plain))
+    assert load(path).modules == {}
+    costs = {"mamba/train/fused": HostCost(1.5e-3, 2e-3, 1.25), "mamba/decode/fused": HostCost(1e-3, 0.0)}
+    path.write_text(dump(replace(plain, modules=costs)))
+    found = load(path)
+    assert found.modules == costs
+    assert found.environment["device"] == "cuda"
+    assert '"mamba/train/fused" = { layer_s = 0.0015, call_s = 0.002, spread = 1.25 }' in path.read_text()
+    # 2 ms, and 24 layers of 1.5 ms
+    assert found.modules["mamba/train/fused"].of(24) == pytest.approx(0.038)
 
 
 def test_a_device_finds_its_own_calibration_and_no_other(tmp_path):

@@ -46,18 +46,19 @@ GROUPS = (
         "trace",
         "counters.trace counters.dispatch counters.places counters.aten counters.module_check counters.hardware"
         " counters.storages counters.fake_cuda followed",
-        uses="values counters models machine tasks",
+        uses="values counters timelines models machine tasks",
         others="torch",
         others_lazily="fvcore rich",
     ),
+    Group("timelines", "counters.timeline", uses="values"),
+    Group("sizes", "counters.sized counters.fullest", uses="values timelines", others="sympy"),
     Group(
         "symbolic",
-        "counters.symbolic counters.notation counters.sized counters.stepwise counters.crossover counters.op_forms"
-        " counters.fullest",
-        uses="values counters",
+        "counters.symbolic counters.notation counters.stepwise counters.crossover counters.op_forms",
+        uses="values counters timelines sizes",
         others="sympy",
     ),
-    Group("counters", "counters counters.*", uses="values", lazily="symbolic"),
+    Group("counters", "counters counters.*", uses="values timelines", lazily="sizes"),
     Group("kernels", "models.*_kernels models.*_kernels_*", others="triton"),
     Group(
         "models",
@@ -78,7 +79,7 @@ GROUPS = (
         others="torch",
         others_lazily="causal_conv1d mamba_ssm",
     ),
-    Group("pictures", "timeline_plot", uses="values counters tables", others_lazily="matplotlib"),
+    Group("pictures", "timeline_plot", uses="values counters timelines tables", others_lazily="matplotlib"),
     Group(
         "tables",
         "table cost_tables formula_tables columns scaling findings lead plot report publish",
@@ -95,11 +96,11 @@ GROUPS = (
         lazily="symbolic",
         others="pydantic",
     ),
-    Group("fit", "fit", uses="values counters"),
+    Group("fit", "fit", uses="values counters timelines"),
     Group(
         "commands",
         "commands commands.*",
-        uses="values suites counters tables running claims fit",
+        uses="values suites counters timelines tables running claims fit",
         lazily="symbolic trace worker pictures tasks models machine",
         others="click",
         others_lazily="rich torch",

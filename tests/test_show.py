@@ -59,7 +59,10 @@ def test_what_is_no_id_is_left_to_the_suites(name):
     ("name", "message"),
     [
         ("mamba-tin/prefill/N1/B1/float32/eager", "…: no model 'mamba-tin'. Did you mean 'mamba-tiny'?"),
-        ("mamba-tiny/prefil/N1/B1/float32/eager", "…: task = \"prefil\": expected 'prefill', 'decode', 'train' or 'core'."),
+        (
+            "mamba-tiny/prefil/N1/B1/float32/eager",
+            "…: task = \"prefil\": expected 'prefill', 'decode', 'train' or 'core'.",
+        ),
         ("mamba-tiny/prefill/N0/B1/float32/eager", "…: seq_len = 0: expected more than 0."),
         (
             "mamba-tiny/prefill/N007/B1/float32/eager",

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from benchbench.case import Case
@@ -7,7 +9,7 @@ from benchbench.counters.launches import launches
 from benchbench.counters.op import Formula, Op, Placed, Work
 from benchbench.counters.time import Piece, counted_on, elapsed, predict, roofline
 from benchbench.devices import Device, devices
-from benchbench.devices.calibration import Calibration, Curve, Timing
+from benchbench.devices.calibration import Calibration, Curve, HostCost, Timing
 from benchbench.errors import BenchError
 from benchbench.microbench.plan import PLAN
 from benchbench.specs import preset, presets
@@ -213,6 +215,74 @@ def test_what_a_calibration_lacks_is_named_and_leaves_the_bound():
 def test_a_device_without_peaks_and_without_the_curves_has_no_time():
     found = flat(1e-6)
     assert predict(count(prefill()), Device("x", "X", None, None, {}, "", calibration=found)) is None
+
+
+def launched(device_s: float, host_s: float, **modules: HostCost) -> Calibration:
+    """A GPU on which every operation takes `device_s`, and its host `host_s`, at any size."""
+    axes = {spec.name: spec.axes for spec in PLAN}
+    curves = {}
+    for name, dtype in itertools.product(axes, ("float32", "bfloat16")):
+        points = {(1.0,) * len(axes[name]): Timing(device_s, device_s, device_s, host_s)}
+        curves[name, dtype] = Curve(name, dtype, tuple("batch" for _ in axes[name]), "", points)
+    return Calibration("Mine", curves, {}, GPU, modules=modules)
+
+
+def seconds(case: Case, calibration: Calibration) -> tuple[float, float]:
+    found = predict(count(case), device(calibration, bfloat16=1e30))
+    assert found is not None
+    assert not found.bound, found.basis
+    return found.time_s, found.high_s or 0.0
+
+
+def half(**sizes) -> Case:
+    return prefill("resnet-bk-tiny", dtype="bfloat16", **sizes)
+
+
+def test_where_whole_models_were_measured_the_host_takes_what_they_took():
+    entry = {"resnet-bk/prefill/chunked": HostCost(layer_s=3.0, call_s=1.0, spread=2.0)}
+    # The device is next to nothing: 1 s, and 3 s for each of 2 layers; at most twice that.
+    assert seconds(half(), launched(1e-12, 1e-6, **entry)) == pytest.approx((7.0, 14.0))
+    # Five layers, whatever a launch took by itself.
+    five = half().replace(spec=preset("resnet-bk-tiny", n_layers=5))
+    assert seconds(five, launched(1e-12, 1e-3, **entry))[0] == pytest.approx(16.0)
+    # Of another path, task or family it says nothing.
+    assert seconds(half(path="eager"), launched(1e-12, 1e-6, **entry))[0] < 1
+
+
+def test_a_device_that_is_slower_than_a_whole_models_host_hides_it_still():
+    entry = {"resnet-bk/prefill/chunked": HostCost(layer_s=1e-9, call_s=1e-9, spread=2.0)}
+    bare = seconds(half(), launched(1.0, 0.0))[0]
+    assert bare > 1
+    assert seconds(half(), launched(1.0, 1e-6, **entry))[0] == pytest.approx(bare)
+
+
+def test_a_variation_costs_the_host_what_its_own_launches_add():
+    entry = {"resnet-bk/train/chunked": HostCost(layer_s=3.0, call_s=1.0)}
+    gpu = launched(1e-12, 1e-3, **entry)
+    plain = half(task="train")
+    assert seconds(plain, gpu)[0] == pytest.approx(7.0)
+    bare = launched(1e-12, 1e-3)
+    for other in (plain.replace(checkpoint=True), plain.replace(accumulate=3)):
+        # As many times longer as its launches alone are.
+        share = seconds(other, bare)[0] / seconds(plain, bare)[0]
+        assert share > 1.1
+        assert seconds(other, gpu)[0] == pytest.approx(7.0 * share, rel=1e-4)
+
+
+def test_a_captured_graph_does_not_wait_for_a_models_host():
+    entry = {"resnet-bk/prefill/triton": HostCost(3.0, 1.0), "resnet-bk/prefill/graph": HostCost(3.0, 1.0)}
+    assert seconds(half(path="triton"), launched(1e-12, 1e-6, **entry))[0] == pytest.approx(7.0)
+    assert seconds(half(path="graph"), launched(1e-12, 1e-6, **entry))[0] < 1
+
+
+def test_decoding_turns_queries_and_keys_at_once():
+    case = Case.of(preset("transformer-tiny"), task="decode", seq_len=64)
+    rotary = next(op for op in count(case).ops if op.formula.name == "rotary")
+    # 4 heads of queries and 2 of keys, 16 wide, copied side by side
+    assert launches(rotary, case) == (Launch("copy", (96,)), Launch("rotary", (96,)))
+    reading = prefill()
+    rotary = next(op for op in count(reading).ops if op.formula.name == "rotary")
+    assert launches(rotary, reading) == (Launch("rotary", (64 * 96 / 2,), 2),)
 
 
 def test_half_precisions_stand_for_each_other():

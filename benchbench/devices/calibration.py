@@ -38,6 +38,18 @@ class Timing(NamedTuple):
     host_s: float = 0.0
 
 
+class HostCost(NamedTuple):
+    """Seconds that the host takes to launch one call of a model: for each layer, and for all else."""
+
+    layer_s: float
+    call_s: float
+    spread: float = 1.0
+    """How much longer than the median nine calls in ten take at most, as a factor."""
+
+    def of(self, n_layers: int) -> float:
+        return self.call_s + n_layers * self.layer_s
+
+
 Sizes = tuple[float, ...]
 Logs = tuple[float, ...]
 
@@ -114,6 +126,8 @@ class Calibration:
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     skipped: Mapping[str, str] = field(default_factory=dict[str, str])
     """Curves that could not be measured, and why."""
+    modules: Mapping[str, HostCost] = field(default_factory=dict[str, HostCost])
+    """Of whole models on a GPU, by `family/task/path`."""
     _cache: dict[tuple[Any, ...], Timing | None] = field(
         default_factory=dict[tuple[Any, ...], Timing | None], repr=False, compare=False
     )
@@ -202,6 +216,7 @@ def load(path: Path) -> Calibration:
         data["host"],
         data["environment"],
         data["skipped"],
+        {name: HostCost(**cost) for name, cost in data.get("modules", {}).items()},
     )
 
 
@@ -216,6 +231,9 @@ def dump(calibration: Calibration) -> str:
     lines = [f"schema = {SCHEMA}", f"device = {_toml(calibration.device)}", ""]
     for name in ("host", "skipped"):
         lines += [f"[{name}]", *(f"{_toml(key)} = {_toml(v)}" for key, v in getattr(calibration, name).items()), ""]
+    if calibration.modules:
+        entries = (f"{_toml(name)} = {_inline(cost)}" for name, cost in calibration.modules.items())
+        lines += ["[modules]", *entries, ""]
     lines += _table("environment", calibration.environment)
     for curve in calibration.curves.values():
         lines += [
@@ -242,6 +260,10 @@ def _table(name: str, values: Mapping[str, Any]) -> list[str]:
         if isinstance(value, Mapping):
             lines += _table(f"{name}.{_toml(key)}", cast("Mapping[str, Any]", value))
     return lines
+
+
+def _inline(cost: HostCost) -> str:
+    return "{ " + ", ".join(f"{key} = {_toml(value)}" for key, value in cost._asdict().items()) + " }"
 
 
 def _toml(value: Any) -> str:

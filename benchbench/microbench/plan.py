@@ -17,6 +17,7 @@ from benchbench.microbench.supplies import VOCABULARY, Points, Spec
 
 HALF, WIDE = ("bfloat16",), ("float32",)
 ROWS, ELEMENTS, GRID = ("rows", "d"), ("n",), ("rows", "d_in", "d_out")
+CACHES = ("caches", "d_head", "n")
 HEADS, SCAN, STEP = ("heads", "d_head", "n"), ("batch", "channels", "n"), ("channels", "batch")
 DUAL = ("batch", "heads", "n")
 GRAD = "torch.autograd.grad of it, again and again"
@@ -54,7 +55,7 @@ PLAN: tuple[Spec, ...] = (
     Spec("linear", GRID, "F.linear without bias; weights take turns", products.linear),
     Spec("weight_gradient", GRID, "torch.mm of dy transposed and x", products.weight_gradient),
     *both_ways("flash", HEADS, "causal scaled_dot_product_attention, batch and heads as heads", products.flash),
-    Spec("flash_step", HEADS, "scaled_dot_product_attention of one query; caches take turns", products.flash_step),
+    Spec("flash_step", CACHES, "scaled_dot_product_attention of one query; caches take turns", products.flash_step),
     *both_ways("rotary", ELEMENTS, "the module, on heads 64 wide", products.rotary),
     Spec("add", ELEMENTS, "x + y of n elements", partial(pointwise.binary, torch.add)),
     Spec("multiply", ELEMENTS, "x * y of n elements", partial(pointwise.binary, torch.mul)),

@@ -102,7 +102,7 @@ def flash(s: Supplies, dtype: str, *, backward: bool) -> Points:
 def flash_step(s: Supplies, dtype: str) -> Points:
     """One query beside a cache of keys; several caches take turns."""
     lengths = s.grid((100, 1000, 10_000, 100_000), (100, 1000, 10_000))
-    for heads, c, n in product(s.grid((4, 16, 64), (4, 16)), s.grid((64, 128), (64,)), lengths):
+    for heads, c, n in product(s.grid((4, 16, 64, 640), (4, 16)), s.grid((64, 128), (64,)), lengths):
         if not s.fits(2 * heads * n * c):
             continue
         copies = max(1, min(20, LARGEST[s.device.type] // (4 * heads * n * c)))

@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from benchbench.microbench.supplies import Make, Points, Supplies, backward_of
+from benchbench.models import resnet_bk
 from benchbench.models.mamba import CausalConv1d
 from benchbench.models.moe import MoE
-from benchbench.models.resolvent import Resolvent
 from benchbench.models.scan_inputs import Inputs
 from benchbench.models.selective_scan import SelectiveScan
+from benchbench.specs import preset
+from benchbench.specs.resnet_bk import ResNetBKSpec
 from benchbench.tasks.prepared import DTYPES
 
 D_STATE, D_CONV = 16, 4
@@ -161,13 +163,15 @@ def fused_conv_step(s: Supplies, dtype: str) -> Points:
 
 
 def resolvent(form: Any, path: str, s: Supplies, dtype: str, *, backward: bool) -> Points:
+    spec = preset("resnet-bk-tiny", form=form)
+    assert isinstance(spec, ResNetBKSpec)
     sequential = path == "eager" or form == "bk-compat"
     lengths = s.grid(
         (48, 384) if sequential else (1, 48, 384, 6000, 100_000), (48, 384) if sequential else (1, 48, 384, 6000)
     )
     for batch, n in product((1, 8), lengths):
         v = s.tensor(batch, n, grad=backward)
-        module = Resolvent(form, path, 0.5).to(s.device)
+        module = resnet_bk.resolvent(spec, path).to(s.device)
         if backward:
             yield (batch, n), backward_of(module(v), [v])
         else:
