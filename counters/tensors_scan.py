@@ -144,7 +144,9 @@ def eager(t: Tape, inputs: list[Tensor], sizes: Sizes, before: Storage) -> tuple
     for _ in t.rounds(sizes.new):
         h = ops.add(t, ops.multiply(t, decays.next(), h), adds.next())
         kept.append(h)
-    y = ops.batched_product(t, views.stack(t, kept, rows, states), c, rows, inner)
+    stacked = views.stack(t, kept, rows, states)
+    y = ops.batched_product(t, stacked, c, rows, inner)
+    del stacked
     y = ops.add(t, y, ops.scale(t, u, d))
     made = ops.multiply(t, y, ops.function(t, z, "silu"))
     if not t.keeps:

@@ -144,7 +144,7 @@ def test_what_models_cost_the_host_survives_the_file_and_may_be_missing(tmp_path
 
 def test_a_device_finds_its_own_calibration_and_no_other(tmp_path):
     (tmp_path / "a.toml").write_text(dump(calibration("NVIDIA L4")))
-    assert with_calibration(device("h200"), tmp_path).calibration is None
+    assert with_calibration(device("b200"), tmp_path).calibration is None
     assert with_calibration(device("l4"), tmp_path).calibration is not None
 
 
