@@ -93,7 +93,8 @@ def test_the_command_line_says_that_they_never_cross(capsys):
     ("words", "message"),
     [
         (["mamba-130m", "mamba-13m"], "no model 'mamba-13m'. Did you mean 'mamba-130m'?"),
-        (["mamba-130m", "gpt2", "--metric", "time"], "--metric time: no device model exists yet"),
+        (["mamba-130m", "gpt2", "--metric", "time"], "--metric time: on what?"),
+        (["mamba-130m", "gpt2", "--device", "h200"], "--device goes with --metric time, and --metric flops is"),
         (["resnet-bk-baseline", "gpt2", "--task", "decode"], "cannot generate token by token"),
         (["mamba-130m", "gpt2", "--metric", "tim"], "'tim' is not one of"),
     ],

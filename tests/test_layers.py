@@ -96,11 +96,12 @@ GROUPS = (
         lazily="symbolic",
         others="pydantic",
     ),
+    Group("times", "time_crossover", uses="values counters"),
     Group("fit", "fit", uses="values counters timelines"),
     Group(
         "commands",
         "commands commands.*",
-        uses="values suites counters timelines tables running claims fit",
+        uses="values suites counters timelines tables running claims fit times",
         lazily="symbolic trace worker pictures tasks models machine",
         others="click",
         others_lazily="rich torch",

@@ -229,9 +229,7 @@ def test_the_state_has_the_weights_dtype():
     [
         *(1, 2, 3, 4, 5, 77),
         # Seen on an H200: the embedding's gradient is off by 1.2e-3, though the scan alone is right to 4e-7 there.
-        pytest.param(
-            CHUNK + 1, marks=pytest.mark.xfail(strict=True, reason="past a chunk: not explained")
-        ),
+        pytest.param(CHUNK + 1, marks=pytest.mark.xfail(strict=True, reason="past a chunk: not explained")),
     ],
 )
 def test_logits_and_gradients_are_the_references(length: int):

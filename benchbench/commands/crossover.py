@@ -9,10 +9,12 @@ from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands.names import ModelName
 from benchbench.commands.options import FORMATS, case_of, echo_tables
+from benchbench.errors import BenchError
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.counters.crossover import Comparison, Stretch
+    from benchbench.time_crossover import Stretch as TimeStretch
 
 METRICS = {
     "flops": ("FLOPs", "cheaper", units.flops),
@@ -23,6 +25,9 @@ METRICS = {
     "time": ("time", "faster", units.seconds),
 }
 """What is compared, how the lesser one is called, and its unit."""
+
+LONGEST_TIME = 2**20
+"""Tokens up to which times are predicted: calibrations do not reach much further."""
 
 
 class Turn(NamedTuple):
@@ -42,10 +47,16 @@ class Turn(NamedTuple):
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--optimizer", help="sgd, momentum, adam or adamw (the default where a case trains).")
+@click.option("--device", "on", metavar="NAME|FILE", help="With --metric time: where. See: benchbench list devices")
 @click.option("--max", "most", type=click.IntRange(min=2), default=2**40, metavar="N", help="Default: 2^40.")
 @FORMATS
-def command(first: str, second: str, metric: str, most: int, output: str, **sizes: Any) -> None:
+def command(first: str, second: str, metric: str, on: str | None, most: int, output: str, **sizes: Any) -> None:
     """Solve for the context lengths where two models cost the same."""
+    if metric == "time":
+        in_time(first, second, on, most, output, sizes)
+        return
+    if on:
+        raise BenchError(f"--device goes with --metric time, and --metric {metric} is the same on every device.")
     from benchbench.counters.crossover import compare
 
     cases = [case_of(model=name, seq_len=2, path=None, **sizes) for name in (first, second)]
@@ -54,6 +65,38 @@ def command(first: str, second: str, metric: str, most: int, output: str, **size
         click.echo(json.dumps(as_json(found), indent=2))
         return
     echo_tables([stretches_table(found)], output, sentences(found))
+
+
+def in_time(first: str, second: str, on: str | None, most: int, output: str, sizes: dict[str, Any]) -> None:
+    """The same for predicted times on a device, each model on its path for a GPU."""
+    from benchbench.devices import device
+    from benchbench.time_crossover import stretches
+
+    if on is None:
+        raise BenchError("--metric time: on what?", "Pass --device NAME. See: benchbench list devices")
+    where = device(on)
+    one, other = (case_of(model=name, seq_len=2, path=None, device="cuda", **sizes) for name in (first, second))
+    limits = [one.spec.longest or most, other.spec.longest or most, most, LONGEST_TIME]
+    found = stretches((one, other), where, min(limits))
+    names = (one.model, other.model)
+    if output == "json":
+        rows = [{"from": s.low, "to": s.high, "faster": names[s.faster], "time_s": list(s.seconds)} for s in found]
+        click.echo(json.dumps({"metric": "time", "device": where.name, "stretches": rows}, indent=2))
+        return
+    columns: tuple[Column[TimeStretch], ...] = (
+        Column("n", "N from", "text", lambda stretch: stretch.low, units.integer),
+        Column("to", "to", "text", lambda stretch: stretch.high, units.integer),
+        Column("less", "faster", "text", lambda stretch: names[stretch.faster]),
+        Column("first", f"{names[0]} at N from", "counted", lambda stretch: stretch.seconds[0], units.seconds),
+        Column("second", f"{names[1]} at N from", "counted", lambda stretch: stretch.seconds[1], units.seconds),
+    )
+    title = f"time of {names[0]} and {names[1]} on {where.name}: {_setting(one)}"
+    said = [
+        f"{names[now.faster]} overtakes {names[1 - now.faster]} at N={units.integer(now.low)}, as predicted."
+        for now in found[1:]
+    ]
+    notes = said or [f"{names[found[0].faster]} is faster at every length looked at."]
+    echo_tables([build(title, (("metric", "time"),), columns, found)], output, notes)
 
 
 def as_json(found: "Comparison") -> dict[str, Any]:
