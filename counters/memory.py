@@ -1,6 +1,6 @@
 """What a case holds at its fullest moment: the timeline of everything that its call allocates and frees, walked.
 
-A family has a program over tensors that are only sizes, in tensors_<family>.py. Where it has none yet, a first sum
+A family has a program over tensors that are only sizes, in allocations/<family>.py. Where it has none yet, a first sum
 stands in: the fullest of a few moments, whose temporaries are bounded, not followed.
 """
 
@@ -85,7 +85,7 @@ def fullest(case: Case, step: Step, ops: Sequence[Placed], device: str = "cpu") 
     if case.task == "core":
         return Fullest(core.timeline(case, step), case.seq_len, exact=False)
     if has_program(case):
-        from benchbench.counters.tensors_task import timeline
+        from benchbench.counters.allocations.task import timeline
 
         whole = partial(timeline, case, step, device, whole=True) if device == "cuda" else None
         return Fullest(timeline(case, step, device), case.seq_len, whole=whole)
@@ -96,7 +96,7 @@ def has_program(case: Case) -> bool:
     """Whether the timeline of a case is known, and not only a sum."""
     if case.task not in ("train", "prefill", "decode"):
         return False
-    return find_spec(f"benchbench.counters.tensors_{case.family.replace('-', '_')}") is not None
+    return find_spec(f"benchbench.counters.allocations.{case.family.replace('-', '_')}") is not None
 
 
 def holdings(case: Case, step: Step, ops: Sequence[Placed]) -> Memory:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchbench.counters.allocations.workspaces import summing_bytes
 from benchbench.counters.allocator import Allocator, Peaks, simulated
 from benchbench.counters.timeline import Block, Repeat, Timeline
-from benchbench.counters.workspaces import summing_bytes
 
 KIB, MIB = 2**10, 2**20
 

@@ -10,12 +10,12 @@ import torch
 from benchbench import memory, models, tasks
 from benchbench.case import Case
 from benchbench.counters import count
+from benchbench.counters.allocations.ops import add, function, linear
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.task import timeline
+from benchbench.counters.allocations.tensors import Gradient, Tensor
 from benchbench.counters.cost import step_of
 from benchbench.counters.memory import Fullest
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensor_ops import add, function, linear
-from benchbench.counters.tensors import Gradient, Tensor
-from benchbench.counters.tensors_task import timeline
 from benchbench.counters.timeline import Alive, Block, Repeat, Timeline
 from benchbench.specs import preset, presets
 from benchbench.specs.transformer import TransformerSpec

@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchbench.counters import tensor_lookups as lookups
-from benchbench.counters import tensor_norms as norms
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
+from benchbench.counters.allocations import lookups, norms, ops, views
+from benchbench.counters.allocations.attention import fused, turns
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Parameter, Storage, Tensor
 from benchbench.counters.op import Step
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Parameter, Storage, Tensor
-from benchbench.counters.tensors_attention import fused, turns
 from benchbench.counters.timeline import Category
 from benchbench.specs.transformer import TransformerSpec
 

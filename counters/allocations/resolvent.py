@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
+from benchbench.counters.allocations import ops, views
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.counters.op import Step
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 
 
 def resolvent(t: Tape, form: str, step: Step, v: Tensor) -> Tensor:

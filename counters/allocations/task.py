@@ -5,12 +5,10 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from benchbench.case import DTYPE_BYTES, Case, loss_chunk_rows
-from benchbench.counters import tensor_lookups as lookups
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
+from benchbench.counters.allocations import lookups, ops, views
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Parameter, Storage, Tensor
 from benchbench.counters.op import Step
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Parameter, Storage, Tensor
 from benchbench.counters.timeline import Category, Timeline
 from benchbench.counters.training import OPTIMIZER_STATES
 
@@ -50,10 +48,10 @@ def timeline(case: Case, step: Step, device: str = "cpu", *, whole: bool = False
 
 def _family(family: str, path: str) -> Any:
     if (family, path) == ("mamba", "fused"):
-        from benchbench.counters.tensors_mamba_fused import Fused
+        from benchbench.counters.allocations.mamba_fused import Fused
 
         return Fused
-    return import_module(f"benchbench.counters.tensors_{family.replace('-', '_')}").Memory
+    return import_module(f"benchbench.counters.allocations.{family.replace('-', '_')}").Memory
 
 
 def _prefill(t: Tape, case: Case, step: Step, model: Backbone, head: Parameter, bias: Parameter | None) -> None:

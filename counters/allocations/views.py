@@ -1,7 +1,7 @@
 """Views and parts of tensors: they share memory, and their gradients are put together or taken apart."""
 
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 
 
 def gradient_copied(t: Tape, x: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ Its tensors lie time first, and are read as rows of one token of one sequence: o
 
 from typing import NamedTuple
 
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
+from benchbench.counters.allocations import ops, views
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.counters.selective_scan import SCAN_CHUNK
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 
 
 class Sizes(NamedTuple):

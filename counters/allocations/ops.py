@@ -3,9 +3,9 @@
 A composite of torch is written as the operations that it runs. Sizes of rows are in numbers; `s` is bytes a number.
 """
 
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
-from benchbench.counters.workspaces import CUBLAS, CUBLAS_LT, summing_bytes
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
+from benchbench.counters.allocations.workspaces import CUBLAS, CUBLAS_LT, summing_bytes
 
 HALF = 2
 

@@ -1,10 +1,9 @@
 """What Mamba on its published CUDA kernels does to memory, as models/mamba_fused.py and mamba-ssm 2.3 run it."""
 
-from benchbench.counters import tensor_lookups as lookups
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
-from benchbench.counters.tensors_mamba import Layer, Memory, State
-from benchbench.counters.workspaces import CUBLAS, MULTIPROCESSORS
+from benchbench.counters.allocations import lookups, ops
+from benchbench.counters.allocations.mamba import Layer, Memory, State
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
+from benchbench.counters.allocations.workspaces import CUBLAS, MULTIPROCESSORS
 
 SCAN_CHUNK = 2048
 """Tokens between two states that the kernel keeps."""

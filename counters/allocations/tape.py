@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from sys import getrefcount
 from typing import Any
 
-from benchbench.counters.tensors import (
+from benchbench.counters.allocations.tensors import (
     Backward,
     Frame,
     Gradient,

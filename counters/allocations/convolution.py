@@ -1,8 +1,8 @@
 """What a causal depthwise convolution allocates, saves and frees."""
 
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensor_ops import HALF, copy, lowered
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
+from benchbench.counters.allocations.ops import HALF, copy, lowered
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 
 LANES = 16
 """Channels that the CPU's convolution pads each group of its weights' gradient to."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from benchbench.counters import tensor_ops as ops
+from benchbench.counters.allocations import ops
+from benchbench.counters.allocations.scan import Sizes
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.counters.selective_scan import TRITON_BLOCK, TRITON_CHUNK
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
-from benchbench.counters.tensors_scan import Sizes
 
 
 def by_kernels(t: Tape, inputs: list[Tensor], sizes: Sizes, before: Storage) -> tuple[Tensor, Storage]:

@@ -1,9 +1,9 @@
 """What the fused kernels of attention allocate, save and free: torch's on the CPU, and its two on the GPU."""
 
-from benchbench.counters import tensor_ops as ops
+from benchbench.counters.allocations import ops
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.counters.op import Step
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
 from benchbench.specs.transformer import TransformerSpec
 
 TILE_KEYS = 512

@@ -1,8 +1,8 @@
 """What reads by index: embeddings, the largest of a row, rows by number, the loss of a target."""
 
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
-from benchbench.counters.workspaces import sorting_bytes
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
+from benchbench.counters.allocations.workspaces import sorting_bytes
 
 SORTED = 3072
 """Rows up to which the GPU adds gradients of an embedding without sorting them by entry."""

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchbench.counters import tensor_convolution as convolution
-from benchbench.counters import tensor_lookups as lookups
-from benchbench.counters import tensor_norms as norms
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
+from benchbench.counters.allocations import convolution, lookups, norms, ops, views
+from benchbench.counters.allocations.scan import Sizes, chunked, eager, one_step
+from benchbench.counters.allocations.scan_triton import by_kernels
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 from benchbench.counters.op import Step
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
-from benchbench.counters.tensors_scan import Sizes, chunked, eager, one_step
-from benchbench.counters.tensors_scan_triton import by_kernels
 from benchbench.counters.timeline import Category
 from benchbench.specs.mamba import MambaSpec
 

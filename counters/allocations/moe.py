@@ -5,12 +5,10 @@ Routing is by numbers of eight bytes. However the rows are split among the exper
 
 from typing import NamedTuple
 
-from benchbench.counters import tensor_lookups as lookups
-from benchbench.counters import tensor_ops as ops
-from benchbench.counters import tensor_views as views
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensors import Gradient, Gradients, Parameter, Storage, Tensor
-from benchbench.counters.workspaces import CUBLAS, MULTIPROCESSORS, sorting_bytes
+from benchbench.counters.allocations import lookups, ops, views
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
+from benchbench.counters.allocations.workspaces import CUBLAS, MULTIPROCESSORS, sorting_bytes
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 TILES_PER_EXPERT = 8

@@ -1,8 +1,8 @@
 """What norms allocate, save and free: one kernel, or the operations that torch composes them of."""
 
-from benchbench.counters.tape import Tape
-from benchbench.counters.tensor_ops import cast, scale
-from benchbench.counters.tensors import Gradient, Gradients, Storage, Tensor
+from benchbench.counters.allocations.ops import cast, scale
+from benchbench.counters.allocations.tape import Tape
+from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
 
 
 def rms_norm(t: Tape, x: Tensor, weight: Tensor) -> Tensor:
