@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchbench.case import Case
+from benchbench.clock import wake
 from benchbench.devices import name_of
 from benchbench.devices.calibration import Calibration, Curve, HostCost, Sizes, Timing
 from benchbench.env import describe
@@ -52,15 +53,6 @@ class Stopwatch:
         if make.mode == "backward":
             return timing._replace(host_s=max(0.0, timing.host_s - self.entry_s))
         return timing
-
-    def warm_up(self) -> None:
-        """Raises a GPU's clocks, which are low while it idles."""
-        x = torch.ones(4096, 4096, device=self.device, dtype=torch.bfloat16)
-        begun = perf_counter()
-        while perf_counter() - begun < WARM_S:
-            for _ in range(20):
-                torch.mm(x, x)
-            torch.cuda.synchronize()
 
     def _cpu(self, call: Callable[[int], object]) -> Timing:
         call(0)
@@ -121,8 +113,7 @@ class Calibrator:
         deadline = begun + (self.budget_s or BUDGET_S[self.device.type])
         supplies = Supplies(self.device)
         watch = Stopwatch(self.device)
-        if self.device.type == "cuda":
-            watch.warm_up()
+        wake(self.device, WARM_S)
         host = self._host(host_costs, supplies, watch)
         watch.entry_s = host.get("entry_s", 0.0)
         for spec in plan:

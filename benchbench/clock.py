@@ -105,12 +105,12 @@ def cuda_timer(device: torch.device) -> Timer:
     return timer
 
 
-def wake(device: torch.device) -> None:
-    """Keeps a GPU busy until its clocks have risen from idle, which calls of a few microseconds would not make them."""
+def wake(device: torch.device, seconds: float = WAKE_S) -> None:
+    """Keeps a GPU busy until its clocks have risen from idle: calls of a few microseconds would not make them."""
     if device.type != "cuda":
         return
     a = torch.ones(4096, 4096, dtype=torch.bfloat16, device=device)
-    until = perf_counter() + WAKE_S
+    until = perf_counter() + seconds
     while perf_counter() < until:
         torch.mm(a, a)
         torch.cuda.synchronize(device)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from benchbench.case import Case
-from benchbench.models import build
-from benchbench.tasks import DTYPES, graph, task_module
+from benchbench.tasks import built, graph, task_module
 
 REFERENCE = "eager"
 
@@ -70,17 +69,8 @@ def _gate(case: Case, device: str) -> Verdict:
 
 def compare(case: Case, device: str) -> Verdict:
     """The error of `case.path`, both models in evaluation mode, so that dropout does not tell them apart."""
-    timed, reference = (
-        build(
-            case.spec,
-            path=path,
-            device=device,
-            dtype=DTYPES[case.dtype],
-            seed=case.seed,
-            checkpoint=case.checkpoint and path != REFERENCE,
-        ).eval()
-        for path in (case.path, REFERENCE)
-    )
+    timed = built(case, device).eval()
+    reference = built(case.replace(path=REFERENCE, checkpoint=False), device).eval()
     reference.load_state_dict(timed.state_dict())
     groups = task_module(case).compare(timed, reference, case)
     if case.path == "graph":

@@ -22,9 +22,9 @@ from benchbench.clock import OnPhase, gpu_uuid, sample, timer_for, wake
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.gate import BATCH, TOKENS, Verdict, gate
 from benchbench.gpu import watched
-from benchbench.models import LanguageModel, build
+from benchbench.models import LanguageModel
 from benchbench.record import Checked, Measured, Protocol, Status
-from benchbench.tasks import DTYPES, Prepared, prepare
+from benchbench.tasks import Prepared, built, prepare
 from benchbench.value import Value
 
 PROBE_TOKENS = 64
@@ -169,15 +169,7 @@ class Bench:
         train = case.task == "train"
         if self._model is None or train or key != self._key:
             self._drop()
-            dtype = DTYPES[case.dtype]
-            self._model = build(
-                case.spec,
-                path=case.path,
-                device=self.device,
-                dtype=dtype,
-                seed=case.seed,
-                checkpoint=case.checkpoint,
-            )
+            self._model = built(case, self.device)
         self._key = None if train else key
         return self._model
 

@@ -232,7 +232,7 @@ class _Parser:
 
     def cases(self, index: int, raw: dict[str, Any]) -> Iterator[Case]:
         """Every case of the `index`-th table."""
-        if raw.get("device", self.device) in DEVICES and raw.get("device", self.device) != self.device:
+        if raw.get("device") in [kind for kind in DEVICES if kind != self.device]:
             return
         written_out = {key: self.for_device(value, "cases", index, key) for key, value in raw.items()}
         if isinstance(written_out.get("seq_len"), dict):

@@ -7,7 +7,7 @@ of it is handed out. What is freed joins its free neighbours and stays in the al
 """
 
 from bisect import bisect_left, insort
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from benchbench.counters.timeline import Timeline
 
@@ -116,6 +116,9 @@ class Allocator:
         return piece
 
 
+A = TypeVar("A", bound=Allocator)
+
+
 def _joined(first: _Piece, second: _Piece) -> _Piece:
     first.size += second.size
     first.after = second.after
@@ -124,9 +127,8 @@ def _joined(first: _Piece, second: _Piece) -> _Piece:
     return first
 
 
-def simulated(timeline: Timeline) -> Peaks:
-    """The peaks of a timeline whose rounds are all written out, each with its own blocks."""
-    allocator = Allocator()
+def played(timeline: Timeline, allocator: A) -> A:
+    """`allocator` after all that a timeline, its rounds written out, allocates and frees."""
     for block in timeline.held:
         for _ in range(block.count):
             allocator.allocate(block.size)
@@ -137,4 +139,10 @@ def simulated(timeline: Timeline) -> Peaks:
         else:
             for piece in pieces.pop(id(block)):
                 allocator.release(piece, block.size)
+    return allocator
+
+
+def simulated(timeline: Timeline) -> Peaks:
+    """The peaks of a timeline whose rounds are all written out, each with its own blocks."""
+    allocator = played(timeline, Allocator())
     return Peaks(timeline.peak(), allocator.most_allocated, allocator.most_reserved)

@@ -23,9 +23,8 @@ from benchbench.counters.dispatch import graph
 from benchbench.counters.kernels import Kernel
 from benchbench.counters.places import ModulePaths, Place, starred
 from benchbench.errors import BenchError, UnsupportedError
-from benchbench.models import build
 from benchbench.synthetic import tokens
-from benchbench.tasks.prepared import DTYPES
+from benchbench.tasks import built
 from benchbench.tasks.train import OPTIMIZERS
 
 INSTRUCTIONS = {
@@ -138,9 +137,7 @@ def run(case: Case) -> None:
     from benchbench.counters.trace import forward, inputs, new_state
 
     device = torch.device("cuda")
-    model = build(
-        case.spec, path=case.implementation, device=device, dtype=DTYPES[case.dtype], checkpoint=case.checkpoint
-    )
+    model = built(case, device)
     model.train(case.task == "train")
     new = 1 if case.task == "decode" else case.seq_len
     drawn = (tokens(case.spec.vocab_size, case.batch, new, case.seed, device),)

@@ -6,11 +6,11 @@ segment that is wholly free, and takes it then if it fits; what fails after that
 
 from typing import Any
 
-from benchbench.counters.allocator import Allocator
+from benchbench.counters import allocator
 from benchbench.counters.timeline import Timeline
 
 
-class Limited(Allocator):
+class Limited(allocator.Allocator):
     """Takes what it is asked for, above its limit too, so that `taken` says by how much it does not fit."""
 
     def __init__(self, limit: int) -> None:
@@ -37,16 +37,5 @@ class Limited(Allocator):
 
 
 def played(timeline: Timeline, limit: int) -> Limited:
-    """An allocator after all that a timeline, its rounds written out, allocates and frees."""
-    allocator = Limited(limit)
-    for block in timeline.held:
-        for _ in range(block.count):
-            allocator.allocate(block.size)
-    pieces: dict[int, list[Any]] = {}
-    for block, sign in timeline.events():
-        if sign > 0:
-            pieces[id(block)] = [allocator.allocate(block.size) for _ in range(block.count)]
-        else:
-            for piece in pieces.pop(id(block)):
-                allocator.release(piece, block.size)
-    return allocator
+    """An allocator with a limit after all that a timeline, its rounds written out, allocates and frees."""
+    return allocator.played(timeline, Limited(limit))

@@ -32,9 +32,9 @@ from benchbench.counters.fake_cuda import fake_cuda
 from benchbench.counters.places import ModulePaths
 from benchbench.counters.timeline import Block, Category, Items, Timeline
 from benchbench.errors import UnsupportedError
-from benchbench.models import LanguageModel, State, build
-from benchbench.tasks import prepare
-from benchbench.tasks.prepared import DTYPES, weights
+from benchbench.models import LanguageModel, State
+from benchbench.tasks import built, prepare
+from benchbench.tasks.prepared import weights
 
 IN_PLACE: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.add.Tensor: torch.ops.aten.add_.Tensor,
@@ -73,7 +73,7 @@ def follow(case: Case, device: str = "cpu") -> Timeline:
         raise UnsupportedError("a CUDA graph is captured on a GPU alone, and its memory is a pool of its own")
     if case.autocast and device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("autocast leaves fake CUDA tensors as they are where there is no GPU")
-    model = build(case.spec, path=case.path, device="meta", dtype=DTYPES[case.dtype], checkpoint=case.checkpoint)
+    model = built(case, "meta")
     with FakeTensorMode(), as_without_modes(case), fake_cuda() if device == "cuda" else nullcontext():
         materialize(model, device)
         prepared = prepare(model, case)

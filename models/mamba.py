@@ -6,6 +6,7 @@ Shape suffixes: B batch, L new tokens, E d_model, D d_inner, N d_state, K d_conv
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from benchbench.models.base import Backbone, LanguageModel, State
 from benchbench.models.core import Core, log_uniform
 from benchbench.models.scan_inputs import Inputs
 from benchbench.models.selective_scan import SelectiveScan, state_dtype
+from benchbench.specs import ModelSpec
 from benchbench.specs.mamba import MambaSpec
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -109,19 +111,21 @@ class Mixer(nn.Module):
 class Block(nn.Module):
     """x + mixer(norm(x)); the residual stream x is float32 at least."""
 
-    def __init__(self, spec: MambaSpec, path: str) -> None:
+    mix: Callable[[Any, str], nn.Module] = Mixer
+
+    def __init__(self, spec: ModelSpec, path: str) -> None:
         super().__init__()
         self.norm = RMSNorm(spec.d_model, eps=1e-5)
-        self.mixer = Mixer(spec, path)
+        self.mixer = self.mix(spec, path)
 
     def forward(self, x_BLE: Tensor, state: LayerState | None = None) -> Tensor:
         return x_BLE + self.mixer(self.norm(x_BLE), state)
 
 
 class MambaBackbone(Backbone):
-    block: Callable[[MambaSpec, str], nn.Module] = Block
+    block: Callable[[Any, str], nn.Module] = Block
 
-    def __init__(self, spec: MambaSpec, path: str) -> None:
+    def __init__(self, spec: ModelSpec, path: str) -> None:
         super().__init__()
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)

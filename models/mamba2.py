@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchbench.models.base import Backbone, LanguageModel, State
+from benchbench.models import mamba
+from benchbench.models.base import LanguageModel
 from benchbench.models.core import Core, log_uniform
-from benchbench.models.mamba import DT_FLOOR, DT_MAX, DT_MIN, CausalConv1d, LayerState, MambaState, RMSNorm
+from benchbench.models.mamba import (
+    DT_FLOOR,
+    DT_MAX,
+    DT_MIN,
+    CausalConv1d,
+    LayerState,
+    MambaBackbone,
+    MambaState,
+)
 from benchbench.models.selective_scan import state_dtype
 from benchbench.models.ssd import SSD, Inputs
 from benchbench.specs.mamba2 import Mamba2Spec
@@ -77,35 +86,12 @@ class Mixer(nn.Module):
         return self.out_proj(self.norm(y_BLHP.flatten(-2), z_BLD))
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)); the residual stream x is float32 at least."""
-
-    def __init__(self, spec: Mamba2Spec, path: str) -> None:
-        super().__init__()
-        self.norm = RMSNorm(spec.d_model, eps=1e-5)
-        self.mixer = Mixer(spec, path)
-
-    def forward(self, x_BLE: Tensor, state: LayerState | None = None) -> Tensor:
-        return x_BLE + self.mixer(self.norm(x_BLE), state)
+class Block(mamba.Block):
+    mix = Mixer
 
 
-class Mamba2Backbone(Backbone):
-    def __init__(self, spec: Mamba2Spec, path: str) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.layers = nn.ModuleList(Block(spec, path) for _ in range(spec.n_layers))
-        self.norm_f = RMSNorm(spec.d_model, eps=1e-5)
-
-    def forward(self, tokens_BN: Tensor, state: State | None = None) -> Tensor:
-        assert state is None or isinstance(state, MambaState)
-        x_BLE = self.embedding(tokens_BN)
-        x_BLE = x_BLE.to(state_dtype(x_BLE.dtype))
-        for i, layer in enumerate(self.layers):
-            x_BLE = self.through(layer, x_BLE, state.layers[i] if state else None)
-        if state:
-            state.length += tokens_BN.shape[1]
-        return self.norm_f(x_BLE)
+class Mamba2Backbone(MambaBackbone):
+    block = Block
 
 
 class Mamba2(LanguageModel):

@@ -95,8 +95,8 @@ def test_without_measure_it_is_only_traced(bench: Bench, phases: Told):
 
 def test_a_model_is_kept_for_the_next_case_but_not_after_training(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     built: list[str] = []
-    real = measure.build
-    monkeypatch.setattr(measure, "build", lambda spec, **how: built.append(spec.name) or real(spec, **how))
+    real = measure.built
+    monkeypatch.setattr(measure, "built", lambda one, device: built.append(one.spec.name) or real(one, device))
     for one in [
         case(),
         case(seq_len=16),
@@ -158,7 +158,7 @@ def test_a_verdict_is_known_by_what_the_gate_looks_at(other: dict[str, Any], sam
 
 
 def test_the_seconds_of_a_failed_step_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure, "build", lambda *_, **__: torch.empty(2**60))
+    monkeypatch.setattr(measure, "built", lambda *_, **__: torch.empty(2**60))
     result = do(bench, case())
 
     assert result.status == "oom"
@@ -166,14 +166,14 @@ def test_the_seconds_of_a_failed_step_are_kept(bench: Bench, monkeypatch: pytest
 
 
 def test_a_loss_that_is_not_finite_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    real = measure.build
+    real = measure.built
 
     def spoiled(*args: object, **how: object) -> torch.nn.Module:
         model = real(*args, **how)
         torch.nn.init.constant_(model.backbone.norm_f.weight, torch.inf)
         return model
 
-    monkeypatch.setattr(measure, "build", spoiled)
+    monkeypatch.setattr(measure, "built", spoiled)
     result = do(bench, case(task="train"))
 
     assert result.status == "error"
@@ -182,14 +182,14 @@ def test_a_loss_that_is_not_finite_is_an_error(bench: Bench, monkeypatch: pytest
 
 
 def test_logits_that_are_not_finite_are_said(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    real = measure.build
+    real = measure.built
 
     def spoiled(*args: object, **how: object) -> torch.nn.Module:
         model = real(*args, **how)
         torch.nn.init.constant_(model.backbone.norm_f.weight, torch.inf)
         return model
 
-    monkeypatch.setattr(measure, "build", spoiled)
+    monkeypatch.setattr(measure, "built", spoiled)
     result = do(bench, case())
 
     assert result.status == "ok"
@@ -279,7 +279,7 @@ def test_a_call_longer_than_the_budget_is_not_repeated_for_its_memory(bench: Ben
 @pytest.mark.parametrize("path", [0, 1])
 def test_allocations_are_foreseen_from_a_short_call(name: str, task: str, path: int):
     long = case(name, task, seq_len=400, path=preset(name).paths[path])
-    model = measure.build(long.spec, path=long.path)
+    model = measure.built(long, CPU)
     foreseen = measure.expected_allocations(model, long, CPU)
     unit = measure.prepare(model, long)
     unit.call()

@@ -10,7 +10,7 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands import check_hardware, check_memory
-from benchbench.commands.options import FORMATS, echo_tables
+from benchbench.commands.options import FORMATS, echo_tables, runs_for_real
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import ModelSpec, preset, presets
@@ -18,10 +18,6 @@ from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.counters.trace import CaseCheck, Row
-
-REAL_PARAMS = 1_000_000
-"""Models up to this size run for real, with numbers; larger ones on the meta device, as shapes."""
-
 
 HELP = """Line up the count with what three witnesses say of the real modules.
 
@@ -118,10 +114,7 @@ def model_cases(
     spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: str | None
 ) -> Iterator[tuple[Case, str]]:
     """Every task of a model: on all its paths with numbers, or on its default path as shapes."""
-    from benchbench.counters import count
-
-    small = count(Case.of(spec, task="prefill", seq_len=2)).params <= REAL_PARAMS
-    on = device or ("cpu" if small else "meta")
+    on = device or ("cpu" if runs_for_real(Case.of(spec, task="prefill", seq_len=2)) else "meta")
     # One short of the longest, so that a decoding step still has a position.
     length = seq_len or min(48 if on == "cpu" else 1024, (spec.longest or 1025) - 1)
     for path in spec.paths if on == "cpu" else spec.paths[:1]:

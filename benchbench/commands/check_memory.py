@@ -15,7 +15,7 @@ import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
-from benchbench.commands.options import echo_tables
+from benchbench.commands.options import echo_tables, runs_for_real
 from benchbench.errors import UnsupportedError
 from benchbench.specs import ModelSpec, preset, presets
 from benchbench.table import Column, Table, build
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from benchbench.counters.memory import Fullest
     from benchbench.counters.timeline import Alive, Timeline
 
-REAL_PARAMS = 1_000_000
-"""Models up to this size are measured on a CPU; larger ones are counted and followed on fake tensors alone."""
 ALLOWED_BYTES = 1024
 """How far two of the three may lie apart: numbers of a few bytes that no tensor of the model holds."""
 ALLOWED_RATIO = 0.01
@@ -103,7 +101,7 @@ def command(
 
 def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: str) -> Iterator[Case]:
     """Every task of a model, and training's variations: on all paths where it is small, else on the device's own."""
-    small = _is_small(spec)
+    small = runs_for_real(Case.of(spec, task="prefill", seq_len=2))
     length = seq_len or min(64 if small else 1024, (spec.longest or 1025) - 1)
     paths = [spec.cuda_path] if device == "cuda" else spec.paths if small else spec.paths[:1]
     for path in paths:
@@ -132,7 +130,7 @@ def outcome(case: Case, device: str) -> Outcome:
         found = replace(found, fake=follow(case, device))
     except UnsupportedError as error:
         found = replace(found, reasons=(*found.reasons, f"no fake tensors: {error.message}"))
-    if device == "cpu" and not _is_small(case.spec):
+    if device == "cpu" and not runs_for_real(Case.of(case.spec, task="prefill", seq_len=2)):
         return replace(found, reasons=(*found.reasons, "not measured: too large for a quick look"))
     return measured(found)
 
@@ -168,12 +166,6 @@ def measured(one: Outcome) -> Outcome:
         timeline = followed.without(timeline, one.fake)
     visible = followed.visible(timeline).peak() if one.fake is not None or one.device == "cpu" else None
     return replace(one, measured=peaks.requested_bytes, visible=visible, reserved=peaks.reserved_bytes)
-
-
-def _is_small(spec: ModelSpec) -> bool:
-    from benchbench.counters import count
-
-    return count(Case.of(spec, task="prefill", seq_len=2)).params <= REAL_PARAMS
 
 
 def cases_table(found: Sequence[Outcome]) -> Table:

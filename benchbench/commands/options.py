@@ -91,3 +91,13 @@ def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ())
             console.print(part)
     for note in notes:
         console.print(note)
+
+
+REAL_PARAMS = 1_000_000
+"""Models up to this size run for real, with numbers; larger ones on the meta device or on fake tensors, as shapes."""
+
+
+def runs_for_real(case: Case) -> bool:
+    from benchbench.counters import count
+
+    return count(case).params <= REAL_PARAMS

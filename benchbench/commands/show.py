@@ -10,7 +10,7 @@ import click
 
 from benchbench.case import Case, completed
 from benchbench.commands.names import SuiteName
-from benchbench.commands.options import FORMATS, echo_tables
+from benchbench.commands.options import FORMATS, echo_tables, runs_for_real
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import read
@@ -128,10 +128,9 @@ def outcomes(case: Case, witnesses: Sequence[Witness]) -> "list[Outcome]":
     """The case under each witness: with numbers where the model is small, as shapes otherwise."""
     if not witnesses:
         return []
-    from benchbench.commands.check import REAL_PARAMS, outcome
-    from benchbench.counters import count
+    from benchbench.commands.check import outcome
 
-    on = "cpu" if count(case).params <= REAL_PARAMS else "meta"
+    on = "cpu" if runs_for_real(case) else "meta"
     return [outcome(case, on, witness) for witness in witnesses]
 
 

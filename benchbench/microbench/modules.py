@@ -14,9 +14,8 @@ import torch
 from benchbench.case import Case
 from benchbench.clock import timer_for
 from benchbench.devices.calibration import HostCost
-from benchbench.models import build
 from benchbench.specs import ModelSpec, preset
-from benchbench.tasks import DTYPES, prepare
+from benchbench.tasks import built, prepare
 
 TASKS = ("decode", "prefill", "train")
 TOKENS, DTYPE = 64, "bfloat16"
@@ -45,10 +44,7 @@ def cases() -> Iterator[tuple[str, tuple[Case, Case]]]:
 
 def host_cost(pair: tuple[Case, Case], device: torch.device) -> HostCost:
     """Calls of both depths take turns, so that a host that slows down meanwhile slows both."""
-    calls = []
-    for case in pair:
-        model = build(case.spec, path=case.path, device=device, dtype=DTYPES[case.dtype], seed=case.seed)
-        calls.append(prepare(model, case).call)
+    calls = [prepare(built(case, device), case).call for case in pair]
     timer = timer_for(device)
     for call in calls * WARM_UP:
         timer(call)

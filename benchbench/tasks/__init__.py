@@ -10,7 +10,7 @@ from types import ModuleType
 from benchbench.case import Case
 from benchbench.models import LanguageModel
 from benchbench.tasks import graph
-from benchbench.tasks.prepared import DTYPES, Pairs, Prepared, device_of
+from benchbench.tasks.prepared import DTYPES, Pairs, Prepared, built, device_of
 
 
 def task_module(case: Case) -> ModuleType:
@@ -23,4 +23,4 @@ def prepare(model: LanguageModel, case: Case) -> Prepared:
     return graph.captured(plain, device_of(model)) if case.path == "graph" else plain
 
 
-__all__ = ["DTYPES", "Pairs", "Prepared", "prepare", "task_module"]
+__all__ = ["DTYPES", "Pairs", "Prepared", "built", "prepare", "task_module"]

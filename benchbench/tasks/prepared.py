@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchbench.case import Case
+from benchbench.models import LanguageModel, build
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,6 +34,18 @@ def weights(model: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers."""
     yield from model.parameters()
     yield from model.buffers()
+
+
+def built(case: Case, device: torch.device | str) -> LanguageModel:
+    """The model of `case` on its path, from its seed."""
+    return build(
+        case.spec,
+        path=case.path,
+        device=device,
+        dtype=DTYPES[case.dtype],
+        seed=case.seed,
+        checkpoint=case.checkpoint,
+    )
 
 
 def autocast(model: nn.Module, case: Case) -> AbstractContextManager[Any]:
