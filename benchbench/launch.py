@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from benchbench.case import Case
+from benchbench.cores import split, usable_cores
 from benchbench.errors import BenchError
 from benchbench.plan import Rates
 from benchbench.process import Event, Worker, WorkerGone, WorkerSilent
@@ -30,7 +31,7 @@ AHEAD = 4
 """Traces asked for at once: the pipes to and from their worker hold that many requests and answers."""
 
 NICE = 10
-"""How far the worker that traces stands back: a GPU's worker launches kernels from the same cores."""
+"""How far the worker that traces stands back, should it share its cores with the one that launches kernels."""
 
 OnEvent = Callable[[Event], None]
 Ask = tuple[Case, Protocol]
@@ -54,6 +55,8 @@ class Tracer:
     """A worker that only traces, beside the one that measures: asked ahead, it answers in the order it was asked."""
 
     command: Sequence[str]
+    cores: frozenset[int] = frozenset()
+    """Where it runs; anywhere if none are named."""
     _worker: Worker | None = field(default=None, init=False, repr=False)
     _ready: bool = field(default=False, init=False)
     _asked: deque[Ask] = field(default_factory=deque[Ask], init=False, repr=False)
@@ -86,7 +89,7 @@ class Tracer:
 
     def _ask(self, ask: Ask) -> None:
         if self._worker is None:
-            self._worker = Worker(self.command)
+            self._worker = Worker(self.command, self.cores)
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(self._worker.pid).nice(NICE)
         self._asked.append(ask)
@@ -128,13 +131,15 @@ class LocalLauncher:
     """Whether cases are traced in a second process while the first measures. By default on a GPU, whose times that
     leaves alone; on a CPU it would spoil them."""
     _worker: Worker | None = field(default=None, init=False, repr=False)
+    _cores: frozenset[int] = field(default=frozenset(), init=False, repr=False)
     _tracer: Tracer | None = field(default=None, init=False, repr=False)
     _gates: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]], init=False)
     _memory_bytes: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.device.startswith("cuda") if self.beside is None else self.beside:
-            self._tracer = Tracer([*self.program, "--device", "cpu", *_limit(), "--threads", "1"])
+            self._cores, apart = split(usable_cores()) or (frozenset(), frozenset())
+            self._tracer = Tracer([*self.program, "--device", "cpu", *_limit(), "--threads", "1"], apart)
 
     def start(self) -> dict[str, Any]:
         """The environment, as the worker describes it.
@@ -143,7 +148,7 @@ class LocalLauncher:
             BenchError: The worker cannot use the device, or does not start.
         """
         threads = ["--threads", str(self.threads)] if self.threads else []
-        worker = Worker([*self.program, "--device", self.device, *_limit(), *threads])
+        worker = Worker([*self.program, "--device", self.device, *_limit(), *threads], self._cores)
         self._worker = worker
         try:
             event = worker.receive(START_TIMEOUT_S)

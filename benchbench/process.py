@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from benchbench.cores import bind
+
 Event = dict[str, Any]
 
 
@@ -29,9 +31,9 @@ class WorkerSilent(Exception):  # noqa: N818
 
 
 class Worker:
-    """One worker process in a session of its own, so that a Ctrl-C reaches the parent alone."""
+    """One worker process in a session of its own, so that a Ctrl-C reaches the parent alone; on `cores`, if named."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], cores: frozenset[int] = frozenset()) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
@@ -40,6 +42,8 @@ class Worker:
             stderr=self._errors,
             start_new_session=True,
         )
+        if cores:
+            bind(self._process.pid, cores)
         self._unread = b""
 
     @property

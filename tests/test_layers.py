@@ -88,7 +88,9 @@ GROUPS = (
         others="rich",
         others_lazily="matplotlib pandas pydantic tabulate",
     ),
-    Group("running", "process plan launch progress job runner", uses="values suites counters", others="psutil rich"),
+    Group(
+        "running", "cores process plan launch progress job runner", uses="values suites counters", others="psutil rich"
+    ),
     Group(
         "claims",
         "claims claims.*",
