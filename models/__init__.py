@@ -37,7 +37,21 @@ def build(
             return module.core(spec, implementation).to(dtype)
         model: LanguageModel = module.build(spec, implementation)
     model.backbone.checkpoint = checkpoint
-    return model.to(dtype)
+    return _settled(model.to(dtype))
+
+
+def _settled(model: LanguageModel) -> LanguageModel:
+    """On a GPU, the weights moved out and in again: they lie as those of a loaded checkpoint do.
+
+    Converted in place, they would lie in the holes that their float32 originals left, in segments twice as large as
+    they are, which the allocator could not give back.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        model.cpu()
+        torch.cuda.empty_cache()
+        model.to(device)
+    return model
 
 
 __all__ = ["IGNORE", "LanguageModel", "State", "build"]

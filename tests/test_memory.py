@@ -5,6 +5,10 @@ import torch
 from torch import nn
 
 from benchbench import memory
+from benchbench.counters.allocator import simulated
+from benchbench.counters.timeline import Block, Timeline
+from benchbench.models import build
+from benchbench.specs import preset
 
 CPU = torch.device("cpu")
 
@@ -133,3 +137,17 @@ def test_cuda_peaks_do_not_depend_on_what_ran_before():
     a.grad = None
 
     assert memory.peaks(forward, [a], device) == before
+
+
+@pytest.mark.gpu
+def test_the_weights_of_a_model_lie_without_holes():
+    # Each weight is one request, in order, to an allocator that has handed out nothing else.
+    device = torch.device("cuda")
+    memory.settle_cuda(device)
+    before = torch.cuda.memory_reserved(device)
+
+    model = build(preset("mamba-130m", n_layers=4), device=device, dtype=torch.bfloat16)
+    memory.settle_cuda(device)
+
+    weights = tuple(Block(tensor.nbytes, "weight", "params") for tensor in model.parameters())
+    assert 0 < torch.cuda.memory_reserved(device) - before <= simulated(Timeline(weights, [])).reserved
