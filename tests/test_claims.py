@@ -1,6 +1,7 @@
 """Audited claims: verdicts by hand, complaints by line, and the committed page."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from benchbench.__main__ import main
 from benchbench.claims import page, written
 from benchbench.claims.arithmetic import evaluate
 from benchbench.claims.audit import audit, band
-from benchbench.claims.quantities import crossing, quantities
+from benchbench.claims.quantities import crossing, quantities, saved_bytes
 from benchbench.counters import count
 from benchbench.errors import BenchError
 from benchbench.specs import families, presets
@@ -156,6 +157,30 @@ def test_scores_are_what_eager_attention_keeps_beyond_flash():
     assert only(**changes, base='{ path = "flash" }', ours=ours).ours == 1024 - 128
 
 
+def test_saved_bytes_are_what_the_forward_leaves_for_the_backward():
+    """One more sequence of 8 tokens in mamba-tiny on its kernels, under autocast: widths 64 and 128, 4 and 8 states.
+
+    A layer keeps, a token: the residual 4·64 and a statistic 4, the normalised row 2·64, the projected row and gate
+    2·256, the low-rank row 2·(4 + 2·8), B and C 2·2·8, and the scan's output 2·128: 1228. Its states, 8·128·8 = 8192,
+    are kept once a sequence. The last norm keeps 4·64 + 4, the head its input 2·64: 388.
+    8·(2·1228 + 388) + 2·8192 = 39136.
+    """
+    changes = {"task": '"train"', "seq_len": "8", "autocast": '"bfloat16"', "path": '"fused"', "device": '"cuda"'}
+    ours = '"saved_bytes - base.saved_bytes"'
+    assert only(**changes, batch="2", base="{ batch = 1 }", ours=ours).ours == 39_136
+
+
+def test_a_device_picks_the_memory_of_its_kernels():
+    """mamba-tiny's fast path runs anywhere: without a device it is counted on the CPU."""
+    here, there = (section(task='"train"', seq_len="64", device=device).claims[0] for device in ("", '"cuda"'))
+    assert (here.device, there.device) == (None, "cuda")
+    found = {kind: count(here.case, kind).counted.peak_bytes for kind in ("cpu", "cuda")}
+    assert found["cpu"] != found["cuda"]
+    assert audit(replace(here, ours="peak_bytes")).ours == found["cpu"]
+    assert audit(replace(there, ours="peak_bytes")).ours == found["cuda"]
+    assert saved_bytes(here.case, "cpu") != saved_bytes(here.case, "cuda")
+
+
 @pytest.mark.parametrize("task", ["prefill", "decode", "train"])
 @pytest.mark.parametrize("name", ["mamba-tiny", "transformer-tiny", "resnet-bk-tiny"])
 def test_the_parts_of_flops_are_flops(name, task):
@@ -217,6 +242,7 @@ def test_dividing_by_zero_is_said():
         ({"at": ""}, "mine.toml:9: [[claims]] needs 'at'."),
         ({"task": '"decode"', "model": '"resnet-bk-baseline"'}, "mine.toml:9: resnet-bk-baseline sees later tokens"),
         ({"base": '{ model = "x" }'}, "mine.toml:17: no model 'x'."),
+        ({"device": '"tpu"'}, 'mine.toml:17: device = "tpu": expected'),
         ({"path": '"fast"'}, "mine.toml:9: mamba-tiny has no path 'fast'; it has chunked, eager"),
     ],
 )

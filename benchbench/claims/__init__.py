@@ -20,11 +20,12 @@ id = "gpt2-medium-params"
 says = "GPT-2 medium has 354,823,168 parameters"
 source = "gpt2"
 at = "checkpoint"
-model = "gpt2-medium"                            # task, seq_len, batch, dtype, path, optimizer: as in a suite
+model = "gpt2-medium"                            # task, seq_len, batch, dtype, autocast, path, optimizer: as in a suite
 ours = "params"                                  # arithmetic on counted quantities, log() included
 published = "354,823,168"                        # as printed: 2.04 stands for 2.035 up to 2.045
 unit = "parameters"
 # base = { seq_len = 1024 }: a second case, whose quantities are base.flops, ...
+# device = "cuda": memory by the kernels and the allocator of a GPU, on a path that runs anywhere
 # within = 0.1 for "about": ten percent to either side; relation = "at most" or "at least"
 # lacks = "measurement" (why = ...) where no count can decide it; note = ... is shown beside the verdict
 ```

@@ -92,7 +92,7 @@ def _counted(claim: Claim) -> tuple[Fraction | None, str]:
         return None, ""
     case = claim.case
     try:
-        return evaluate(claim.ours, lambda name: lookup(name, case, claim.base)), ""
+        return evaluate(claim.ours, lambda name: lookup(name, case, claim.base, claim.device)), ""
     except AbsentError as absent:
         return None, str(absent)
     except BenchError as error:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from benchbench import units
+from benchbench.case import Case
 from benchbench.claims.audit import Audit, audit, tally
 from benchbench.claims.written import Claim, Section
 from benchbench.specs import ModelSpec
@@ -55,8 +56,8 @@ def counting_table(one: Audited) -> Table:
     columns: tuple[Column[Claim], ...] = (
         Column("id", "claim", "text", lambda claim: claim.id),
         Column("ours", "counted quantity", "text", lambda claim: f"`{claim.ours}`"),
-        Column("case", "of", "text", lambda claim: claim.case and claim.case.id),
-        Column("base", "base", "text", lambda claim: claim.base and claim.base.id),
+        Column("case", "of", "text", lambda claim: _counted(claim.case, claim.device)),
+        Column("base", "base", "text", lambda claim: _counted(claim.base, claim.device)),
     )
     return build(one.section.title, (), columns, rows)
 
@@ -86,6 +87,7 @@ def as_json(sections: Sequence[Audited]) -> list[dict[str, Any]]:
             "quantity": row.claim.ours,
             "case": row.claim.case and row.claim.case.model_dump(mode="json"),
             "base": row.claim.base and row.claim.base.model_dump(mode="json"),
+            "device": row.claim.device,
             "ours": _plain(row.ours, row.claim.factor),
             "ratio": _plain(row.ratio),
             "verdict": row.verdict,
@@ -125,6 +127,13 @@ def ratio(value: float) -> str:
     if 0.5 < value < 2:
         return near if near != "1.0000" else f"{value:.7f}"
     return units.digits(value, 3)
+
+
+def _counted(case: Case | None, device: str | None) -> str | None:
+    """A case, and the device that it is counted on where one is given."""
+    if case is None:
+        return None
+    return f"{case.id} on {device}" if device else case.id
 
 
 def _published(claim: Claim) -> str:

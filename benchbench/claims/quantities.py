@@ -7,6 +7,7 @@ from typing import get_args
 
 from benchbench.case import Case
 from benchbench.counters import Cost, count
+from benchbench.counters.cost import Kind as Device
 from benchbench.counters.op import Kind, Phase
 from benchbench.errors import BenchError, unknown
 
@@ -19,7 +20,7 @@ class AbsentError(Exception):
 
 
 @cache
-def quantities(case: Case) -> Mapping[str, int]:
+def quantities(case: Case, device: Device | None = None) -> Mapping[str, int]:
     """Every quantity of one case.
 
     `params_inside` leaves out embeddings, positions and the head. `flops.forward`, `flops.scan` and
@@ -27,7 +28,7 @@ def quantities(case: Case) -> Mapping[str, int]:
     kind keep for backward; beside it stand `scratch_bytes`, `state_bytes`, `params`, and forward's `flops` and
     `bytes_moved`.
     """
-    cost = count(case)
+    cost = count(case, device)
     counted = cost.counted
     sizes = {name: value for name, value in dict(case.spec).items() if type(value) is int}
     totals = {name: value for name, value in dict(counted).items() if type(value) is int}
@@ -72,9 +73,21 @@ def _layer(cost: Cost) -> dict[str, int]:
     return found
 
 
-def lookup(name: str, case: Case, base: Case | None) -> Fraction:
-    """A quantity of `case`, one of `base` by `base.NAME`, or by `crossing.METRIC` the length from which `case` costs
-    no more than `base`, whatever comes after.
+@cache
+def saved_bytes(case: Case, device: Device | None = None) -> int:
+    """The most that is alive at once of what the forward leaves for the backward, autocast's weights included."""
+    timeline = count(case, device).fullest.timeline
+    now = most = sum(block.count * block.size for block in timeline.held if block.category == "activations")
+    for block, sign in timeline.events():
+        if block.category == "activations":
+            now += sign * block.count * block.size
+            most = max(most, now)
+    return most
+
+
+def lookup(name: str, case: Case, base: Case | None, device: Device | None = None) -> Fraction:
+    """A quantity of `case`, one of `base` by `base.NAME`, by `crossing.METRIC` the length from which `case` costs no
+    more than `base`, whatever comes after, or `saved_bytes`.
 
     Raises:
         BenchError: There is no such name.
@@ -84,10 +97,12 @@ def lookup(name: str, case: Case, base: Case | None) -> Fraction:
     if head in ("base", "crossing"):
         if base is None:
             raise BenchError(f"'{name}' needs a second case.", "Give one: base = { model = ..., seq_len = ... }.")
-        return Fraction(crossing(case, base, rest)) if head == "crossing" else lookup(rest, base, None)
-    known = quantities(case)
+        return Fraction(crossing(case, base, rest)) if head == "crossing" else lookup(rest, base, None, device)
+    if name == "saved_bytes":
+        return Fraction(saved_bytes(case, device))
+    known = quantities(case, device)
     if name not in known:
-        raise unknown("quantity", name, known)
+        raise unknown("quantity", name, [*known, "saved_bytes"])
     return Fraction(known[name])
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from benchbench.case import Case, Dtype, Optimizer, Task, completed
+from benchbench.counters.cost import Kind
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import keys_of, read, unknown_key
 from benchbench.specs import ModelSpec, families, presets
@@ -64,6 +65,7 @@ class _CaseTable(Value, frozen=True):
     seq_len: Whole | None = None
     batch: Whole | None = None
     dtype: Dtype | None = None
+    autocast: Dtype | None = None
     path: Text | None = None
     optimizer: Optimizer | None = None
 
@@ -80,6 +82,7 @@ class _ClaimTable(_CaseTable, frozen=True):
     at: Text
     ours: Text | None = None
     base: _CaseTable | None = None
+    device: Kind | None = None
     published: Number
     unit: Unit = ""
     within: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -128,6 +131,8 @@ class Claim:
     ours: str | None
     case: Case | None
     base: Case | None
+    device: Kind | None
+    """Whose kernels and allocator the memory is that of; None for the one that the path runs on."""
     lacks: Lacks | None
     model_missing: str | None
     """The model that a claim that lacks a family waits for; None once it is there."""
@@ -260,6 +265,7 @@ class _Parser:
             ours=table.ours,
             case=self.case(index, given, known) if counted else None,
             base=self.case(index, {**inherited, **changed}, known, "base") if counted and table.base else None,
+            device=table.device,
             lacks=None if table.lacks == "family" else table.lacks,
             model_missing=waits,
             why=table.why if waits or table.lacks != "family" else None,
