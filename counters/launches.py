@@ -95,8 +95,13 @@ def _head_back(op: Op, case: Case) -> Launches:
         yield Launch("add", (d_in * d_out,), chunks - 1)
 
 
+def _in_conv(op: Op, case: Case) -> bool:
+    """Whether the kernel of a convolution does it."""
+    return op.path.endswith("mixer.conv1d") and case.implementation in ("fused", "triton")
+
+
 def _bias_back(op: Op, case: Case) -> Launches:
-    if "moe" not in op.path:
+    if "moe" not in op.path and not _in_conv(op, case):
         yield Launch("row_sum", (op.formula.sizes["rows"], op.formula.sizes["d"]))
 
 
@@ -157,7 +162,7 @@ def _act(suffix: str = "") -> Parts:
         if "experts" in op.path:
             small = n / field(case, "d_ff") * MEASURED_WIDTH
             yield from wider(name, (n,), (small,))
-        elif not (op.path.endswith("mixer") and case.implementation == "fused"):
+        elif not _in_conv(op, case):
             yield Launch(name, (n,))
 
     return found

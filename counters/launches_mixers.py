@@ -58,8 +58,9 @@ def conv(suffix: str = "") -> Parts:
     def found(op: Op, case: Case) -> Launches:
         size = op.formula.sizes
         rows, channels = size["rows"], size["channels"]
+        triton = ":triton" if case.implementation == "triton" else ""
         if case.task == "decode":
-            yield Launch("fused_conv_step" if case.implementation == "fused" else "conv_step", (channels, rows))
+            yield Launch("fused_conv_step" if case.implementation == "fused" else f"conv_step{triton}", (channels, rows))
         elif case.implementation == "fused":
             # mamba-ssm keeps no convolution: backward runs it again.
             sizes = (case.batch, channels, rows / case.batch)
@@ -67,7 +68,7 @@ def conv(suffix: str = "") -> Parts:
             if suffix:
                 yield Launch("fused_conv", sizes)
         else:
-            yield Launch("conv" + suffix, (channels, rows))
+            yield Launch(f"conv{triton}{suffix}", (channels, rows))
 
     return found
 

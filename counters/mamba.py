@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from benchbench.counters import dense, pointwise
+from benchbench.counters.causal_conv import causal_conv
 from benchbench.counters.core import Mixer, at
 from benchbench.counters.op import Formula, Placed, Step, inside, recomputed
 from benchbench.counters.selective_scan import FUSED_CHUNK, SCAN_CHUNK, TRITON_CHUNK, decay_rates, selective_scan
@@ -30,11 +31,8 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
 
     yield layer("norm", pointwise.rms_norm(rows, d, s, stream=step.stream))
     yield layer("mixer.in_proj", dense.linear(rows, d, 2 * inner, s))
-    conv = dense.depthwise_conv(rows, inner, spec.d_conv, s, state_bytes=kept * spec.d_conv)
-    yield layer("mixer.conv1d", remade(conv))
-    yield layer("mixer.conv1d", remade(dense.bias(rows, inner, s)))
-    # The published convolution ends in its activation.
-    yield layer("mixer", remade(inside(pointwise.silu(n, s)) if step.path == "fused" else pointwise.silu(n, s)))
+    for formula in causal_conv(step, inner, spec.d_conv, state_bytes=kept * spec.d_conv):
+        yield layer("mixer.conv1d", formula)
     yield layer("mixer", pointwise.fan_out(n, 2, s))
     yield layer("mixer.x_proj", dense.linear(rows, inner, rank + 2 * n_state, s))
     yield layer("mixer", decay_rates(inner, n_state))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchbench.counters import dense, pointwise
+from benchbench.counters.causal_conv import causal_conv
 from benchbench.counters.core import Mixer, at
 from benchbench.counters.op import Formula, Placed, Step
 from benchbench.counters.selective_scan import decay_rates
@@ -28,10 +29,8 @@ def backbone(spec: Mamba2Spec, step: Step) -> Iterator[Placed]:
 
     yield layer("norm", pointwise.rms_norm(rows, d, s, stream=step.stream))
     yield layer("mixer.in_proj", dense.linear(rows, d, projected, s))
-    columns = kept * convolved * spec.d_conv
-    yield layer("mixer.conv1d", dense.depthwise_conv(rows, convolved, spec.d_conv, s, state_bytes=columns))
-    yield layer("mixer.conv1d", dense.bias(rows, convolved, s))
-    yield layer("mixer", pointwise.silu(rows * convolved, s))
+    for formula in causal_conv(step, convolved, spec.d_conv, state_bytes=kept * convolved * spec.d_conv):
+        yield layer("mixer.conv1d", formula)
     yield layer("mixer", dense.bias(rows, heads, 4))
     yield layer("mixer", pointwise.softplus(rows * heads, 4))
     yield layer("mixer", decay_rates(heads, 1))

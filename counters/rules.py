@@ -12,7 +12,7 @@ from benchbench.counters import ssd
 from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
-from benchbench.counters.selective_scan import SCAN_CHUNK
+from benchbench.counters.selective_scan import SCAN_CHUNK, TRITON_BLOCK, TRITON_CHUNK
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 Witness = Literal["torch", "fvcore", "dispatch"]
@@ -39,6 +39,7 @@ SHAPES = "without numbers a recursion over tokens gives shapes only and counts 0
 SUM_OF_A = "the chunked scan sums dA over the tokens of a chunk once, at the end"
 LONE_ROWS = "on the CPU an expert that is given one row alone computes it twice"
 AGAIN = "activation checkpointing runs the layers' forward again in backward"
+KERNELS = "kernels in Triton are not seen; what torch does around them is"
 LANES = "the chunked resolvent runs whole chunks, short sequences as one, divides by the norm, and turns signs"
 
 
@@ -129,6 +130,8 @@ def _by_torch(op: Op, setting: Setting) -> Seen:
         case "attention":
             pairs = size["batch"] * size["n_heads"] * size["new"] * size["keys"]
             return Seen((8 if backward else 4) * size["d_head"] * pairs, (SQUARE,))
+        case "depthwise_conv" | "selective_scan" if path == "triton":
+            return Seen(0, (KERNELS,))
         case "depthwise_conv" if backward:
             taps, channels = size["taps"], size["channels"]
             dense = 2 * size["rows"] * taps * channels * channels
@@ -168,6 +171,8 @@ def _by_dispatch(op: Op, setting: Setting) -> Seen:
             return Seen(flops + size["rows"] * (size["d"] + 3), (RMS_STEPS,))
         case "dropout" if backward:
             return Seen(flops - size["n"] - size["masked"], (KEPT_SCALE,))
+        case _ if setting.case.implementation == "triton" and op.path.endswith(("mixer.conv1d", "mixer.scan")):
+            return Seen(_around_kernels(op), (KERNELS,) if flops else ())
         case "adam_step" | "adamw_step":
             return Seen(flops + setting.tensors, (STEP_NUMBERS,))
         case _ if shapes and chunked and op.path.endswith("mixer.scan") and _many(setting.case):
@@ -183,6 +188,21 @@ def _by_dispatch(op: Op, setting: Setting) -> Seen:
             return Seen(flops)
 
 
+def _around_kernels(op: Op) -> int:
+    """A to base 2 where there are chunks, and in backward the sums over tiles, blocks of channels and chunks."""
+    size = op.formula.sizes
+    if op.formula.name == "depthwise_conv" and op.phase == "backward":
+        return size["shares"]
+    if op.formula.name != "selective_scan":
+        return 0
+    rows, channels, n_state = size["rows"], size["channels"], size["n_state"]
+    parameters = channels * n_state
+    if op.phase == "forward":
+        return 0 if size["single"] else parameters
+    chunks = size["batch"] * -(-size["new"] // TRITON_CHUNK)
+    return parameters + 2 * -(-channels // TRITON_BLOCK) * rows * n_state + chunks * (parameters + channels)
+
+
 def _many(case: Case) -> bool:
     """Whether a sequence has more than one token in a pass."""
     return case.task != "decode" and case.seq_len > 1
@@ -194,7 +214,7 @@ def _resolvent_by_dispatch(op: Op, setting: Setting) -> Seen:
     assert isinstance(spec, ResNetBKSpec)
     tokens, batch, new = size["tokens"], size["batch"], size["new"]
     if setting.case.implementation == "triton":
-        return Seen(0, (SHAPES,))
+        return Seen(0, (KERNELS,))
     backward, chunked = op.phase == "backward", setting.case.implementation == "chunked"
     two_sided = spec.form == "bk-exact"
     meeting = 10 * tokens if two_sided else 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +17,11 @@ from benchbench.case import loss_chunk_rows
 from benchbench.specs import ModelSpec
 
 IGNORE = -100
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """False for a tensor that is all shape: a million tokens are then traced without a loop."""
+    return not tensor.is_meta and not is_fake(tensor)
 
 
 class State(ABC):

@@ -50,15 +50,25 @@ class RMSNorm(nn.RMSNorm):
 
 
 class CausalConv1d(nn.Conv1d):
-    """A depthwise convolution over the last K tokens, computed at exactly the L new positions."""
+    """A depthwise convolution over the last K tokens with its SiLU, computed at exactly the L new positions."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, path: str) -> None:
         super().__init__(channels, channels, width, groups=channels)
+        self.path = path
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x_BLD: Tensor, past_BDK: Tensor | None = None
     ) -> Tensor:
         """(B, L, D) from (B, L, D); `past_BDK`, if given, comes before it and is moved on by L tokens."""
+        if self.path == "triton":
+            from benchbench.models.causal_conv_triton import triton_conv
+
+            assert self.bias is not None
+            return triton_conv(x_BLD, self.weight, self.bias, past_BDK)
+        return F.silu(self.convolved(x_BLD, past_BDK))
+
+    def convolved(self, x_BLD: Tensor, past_BDK: Tensor | None = None) -> Tensor:
+        """What `forward` gives before its SiLU."""
         width = self.kernel_size[0]
         assert self.bias is not None
         if past_BDK is None:
@@ -81,7 +91,7 @@ class Mixer(nn.Module):
         inner, rank = spec.d_inner, spec.dt_rank
         self.sizes = (rank, spec.d_state, spec.d_state)
         self.in_proj = nn.Linear(spec.d_model, 2 * inner, bias=False)
-        self.conv1d = CausalConv1d(inner, spec.d_conv)
+        self.conv1d = CausalConv1d(inner, spec.d_conv, path)
         self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, spec.d_state + 1)).repeat(inner, 1))
@@ -98,7 +108,7 @@ class Mixer(nn.Module):
     def forward(self, x_BLE: Tensor, state: LayerState | None = None) -> Tensor:
         """(B, L, E) from (B, L, E). Continues from `state`, which is updated in place and carries no gradient."""
         x_BLD, z_BLD = self.in_proj(x_BLE).chunk(2, dim=-1)
-        u_BLD = F.silu(self.conv1d(x_BLD, state.conv if state else None))
+        u_BLD = self.conv1d(x_BLD, state.conv if state else None)
         low_BLR, B_BLN, C_BLN = self.x_proj(u_BLD).split(self.sizes, dim=-1)
         A_DN = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
         inputs = Inputs(u_BLD, self.dt_proj(low_BLR), z_BLD, B_BLN, C_BLN, A_DN, self.D)

@@ -53,7 +53,7 @@ class Mixer(nn.Module):
         self.projected = (inner, spec.d_conv_inner, heads)
         self.convolved = (inner, states, states)
         self.in_proj = nn.Linear(spec.d_model, sum(self.projected), bias=False)
-        self.conv1d = CausalConv1d(spec.d_conv_inner, spec.d_conv)
+        self.conv1d = CausalConv1d(spec.d_conv_inner, spec.d_conv, path)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, A_MAX).log())
         self.D = nn.Parameter(torch.ones(heads))
@@ -70,7 +70,7 @@ class Mixer(nn.Module):
         """(B, L, E) from (B, L, E). Continues from `state`, which is updated in place and carries no gradient."""
         wide = state_dtype(self.A_log.dtype)
         z_BLD, xBC_BLC, raw_BLH = self.in_proj(x_BLE).split(self.projected, dim=-1)
-        xBC_BLC = F.silu(self.conv1d(xBC_BLC, state.conv if state else None))
+        xBC_BLC = self.conv1d(xBC_BLC, state.conv if state else None)
         x_BLD, B_BLS, C_BLS = xBC_BLC.split(self.convolved, dim=-1)
         inputs = Inputs(
             x_BLD.unflatten(-1, self.heads),

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 
 from benchbench.errors import UnsupportedError
 from benchbench.extras import CONV1D, refusal
-from benchbench.models.base import State
+from benchbench.models.base import State, has_numbers
 from benchbench.models.mamba import LayerState, Mamba, MambaBackbone, MambaState, Mixer, RMSNorm, ScanCore
 from benchbench.models.scan_inputs import Inputs
 from benchbench.specs.mamba import MambaSpec
@@ -73,7 +72,7 @@ def kernels() -> Kernels:
 
 def require_gpu(tensor: Tensor) -> None:
     """Raises `UnsupportedError` where the kernels cannot run."""
-    if tensor.is_meta or is_fake(tensor):
+    if not has_numbers(tensor):
         raise UnsupportedError(
             f"the path '{PATH}' runs CUDA kernels that cannot be traced without data.",
             "The path 'chunked' computes the same and can be traced.",

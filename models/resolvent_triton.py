@@ -3,16 +3,15 @@
 Shape suffixes: B batch, N positions, 2 real and imaginary part.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from benchbench.errors import UnsupportedError
+from benchbench.models.kernels import loaded
 from benchbench.models.resolvent import HALO
 from benchbench.specs.resnet_bk import Form
 
@@ -47,36 +46,15 @@ TOKEN = Tiling(chunk=1, read=1)
 """A row of one position: decoding."""
 
 
-def kernels() -> ModuleType:
-    """The module with the kernels.
-
-    Raises:
-        UnsupportedError: Triton is not installed.
-    """
-    try:
-        from benchbench.models import resolvent_kernels
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"the path 'triton' needs the package triton: {error}",
-            "Install it (pip install triton), or take the path 'chunked', which computes the same.",
-        ) from None
-    return resolvent_kernels
-
-
 def launch(name: str, *tensors: Tensor | None, length: int, tiling: Tiling) -> None:
     """Runs a kernel over the rows of `tensors`, which are contiguous; all begin with the batch.
 
     Raises:
         UnsupportedError: The tensors are not on a GPU, or Triton is not installed.
     """
-    module = kernels()
     first = tensors[0]
     assert first is not None
-    if module.COMPILED and not first.is_cuda:
-        raise UnsupportedError(
-            f"the path 'triton' needs an NVIDIA GPU, not the device '{first.device.type}'",
-            "Take the path 'chunked', which computes the same.",
-        )
+    (module,) = loaded(first, "resolvent_kernels")
     tiling = tiling if length > 1 else TOKEN
     batch = len(first)
     getattr(module, name)[(tiling.programs(batch, length),)](
@@ -94,39 +72,30 @@ def launch(name: str, *tensors: Tensor | None, length: int, tiling: Tiling) -> N
 def left(v_BN: Tensor, state_B2: Tensor | None = None, tiling: Tiling = LEFT) -> Tensor:
     """L of every position, (B, N, 2) in float32, after the L of `state_B2`, into which the last one is written."""
     left_BN2 = v_BN.new_empty(*v_BN.shape, 2, dtype=torch.float32)
-    if not hollow(v_BN):
-        launch("left_fraction_forward", v_BN.contiguous(), left_BN2, state_B2, length=v_BN.shape[1], tiling=tiling)
+    launch("left_fraction_forward", v_BN.contiguous(), left_BN2, state_B2, length=v_BN.shape[1], tiling=tiling)
     return left_BN2
 
 
 def left_gradient(left_BN2: Tensor, g_BN2: Tensor, dtype: torch.dtype, tiling: Tiling = LEFT_GRADIENT) -> Tensor:
     """dl/dv, (B, N) in v's dtype, of L and dl/dL."""
     grad_BN = left_BN2.new_empty(left_BN2.shape[:2], dtype=dtype)
-    if not hollow(g_BN2):
-        launch("left_fraction_backward", left_BN2, g_BN2.contiguous(), grad_BN, length=grad_BN.shape[1], tiling=tiling)
+    launch("left_fraction_backward", left_BN2, g_BN2.contiguous(), grad_BN, length=grad_BN.shape[1], tiling=tiling)
     return grad_BN
 
 
 def two_sided(v_BN: Tensor, tiling: Tiling = TWO_SIDED) -> Tensor:
     """G of every position, (B, N, 2) in float32."""
     both_BN2 = v_BN.new_empty(*v_BN.shape, 2, dtype=torch.float32)
-    if not hollow(v_BN):
-        launch("two_sided_forward", v_BN.contiguous(), both_BN2, length=v_BN.shape[1], tiling=tiling)
+    launch("two_sided_forward", v_BN.contiguous(), both_BN2, length=v_BN.shape[1], tiling=tiling)
     return both_BN2
 
 
 def two_sided_gradient(v_BN: Tensor, g_BN2: Tensor, tiling: Tiling = TWO_SIDED_GRADIENT) -> Tensor:
     """dl/dv, (B, N) in v's dtype, of v and dl/dG."""
     grad_BN = torch.empty_like(v_BN, memory_format=torch.contiguous_format)
-    if not hollow(g_BN2):
-        tensors = (v_BN.contiguous(), g_BN2.contiguous(), grad_BN)
-        launch("two_sided_backward", *tensors, length=v_BN.shape[1], tiling=tiling)
+    tensors = (v_BN.contiguous(), g_BN2.contiguous(), grad_BN)
+    launch("two_sided_backward", *tensors, length=v_BN.shape[1], tiling=tiling)
     return grad_BN
-
-
-def hollow(x: Tensor) -> bool:
-    """Whether a tensor has a shape and no numbers."""
-    return x.is_meta or is_fake(x)
 
 
 class FusedLeft(Function):

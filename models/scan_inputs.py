@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 class Inputs(NamedTuple):
@@ -19,8 +18,3 @@ class Inputs(NamedTuple):
     C: Tensor
     A: Tensor
     D: Tensor
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """False for a tensor that is all shape: a million tokens are then traced without a loop."""
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)

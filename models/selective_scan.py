@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchbench.models.scan_inputs import Inputs, has_numbers
+from benchbench.models.base import has_numbers
+from benchbench.models.scan_inputs import Inputs
 
 CHUNK = 16
 """Tokens a chunk: four (T, N, D) buffers stay in a core's second-level cache at D = 512, N = 16."""

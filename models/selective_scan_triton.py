@@ -3,15 +3,14 @@
 Shape suffixes: B batch, L tokens, D d_inner, N d_state, K chunks of tokens, G blocks of channels.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchbench.errors import UnsupportedError
-from benchbench.extras import refusal
-from benchbench.models.scan_inputs import Inputs, has_numbers
+from benchbench.models.kernels import loaded
+from benchbench.models.scan_inputs import Inputs
 
 CHUNK = 128
 """Tokens between two states that training keeps: 4 N / CHUNK bytes a token and channel."""
@@ -104,25 +103,22 @@ def _forward(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sizes = Sizes(*inputs.u.shape, n_state=inputs.A.shape[1])  # pyright: ignore[reportCallIssue]
     y_BLD = inputs.u.new_empty(inputs.u.shape)
     states = h_BDN.new_empty(sizes.batch, sizes.chunks + 1, sizes.n_state, sizes.channels)
-    if has_numbers(y_BLD):
-        kernels, _ = _kernels(y_BLD)
-        u, raw, z, B, C, A, D = _prepared(inputs)
-        sums_BKD = states.new_empty(sizes.batch, sizes.chunks, sizes.channels)
-        states[:, 0] = h_BDN.mT
-        given, rows = (u, raw, B, A, states, sums_BKD), (u, raw)
-        _launch(kernels.selective_scan_states, STATES, sizes, given, rows, POLY=STATES.poly)
-        _carry(kernels, states, sums_BKD, A)
-        given, rows = (u, raw, z, B, C, A, D, states, y_BLD), (u, raw, z)
-        _launch(kernels.selective_scan_outputs, OUTPUTS, sizes, given, rows, POLY=OUTPUTS.poly)
+    (kernels,) = loaded(y_BLD, "selective_scan_kernels")
+    u, raw, z, B, C, A, D = _prepared(inputs)
+    sums_BKD = states.new_empty(sizes.batch, sizes.chunks, sizes.channels)
+    states[:, 0] = h_BDN.mT
+    given, rows = (u, raw, B, A, states, sums_BKD), (u, raw)
+    _launch(kernels.selective_scan_states, STATES, sizes, given, rows, POLY=STATES.poly)
+    _carry(kernels, states, sums_BKD, A)
+    given, rows = (u, raw, z, B, C, A, D, states, y_BLD), (u, raw, z)
+    _launch(kernels.selective_scan_outputs, OUTPUTS, sizes, given, rows, POLY=OUTPUTS.poly)
     return y_BLD, states[:, -1].mT.contiguous(), states
 
 
 def _backward(inputs: Inputs, states: Tensor, dout_BLD: Tensor | None, dh_BDN: Tensor | None) -> tuple[Tensor, ...]:
     """Gradients of the inputs and of the first state."""
-    if not has_numbers(states):
-        return (*(torch.empty_like(tensor) for tensor in inputs), torch.empty_like(states[:, 0].mT))
     sizes = Sizes(*inputs.u.shape, n_state=inputs.A.shape[1])  # pyright: ignore[reportCallIssue]
-    forward, backward = _kernels(states)
+    forward, backward = loaded(states, "selective_scan_kernels", "selective_scan_kernels_backward")
     u, raw, z, B, C, A, D = _prepared(inputs)
     dout = u.new_zeros(u.shape) if dout_BLD is None else _rows(dout_BLD)
     du, draw, dz = (u.new_empty(u.shape) for _ in range(3))
@@ -165,16 +161,16 @@ def _one_token(inputs: Inputs, h_BDN: Tensor) -> Tensor:
     u, raw, z, B, C = (_rows(tensor) for tensor in inputs[:5])
     batch, _, channels = u.shape
     y_B1D = u.new_empty(u.shape)
-    if has_numbers(y_B1D):
-        A_DN, block = inputs.A.float().contiguous(), 32
-        strides = (tensor.stride(0) for tensor in (u, raw, z, B, C))
-        _kernels(u)[0].selective_scan_token[(-(-channels // block), batch)](
-            u, raw, z, B, C, A_DN, inputs.D, h_BDN, y_B1D, *strides, D=channels, N=A_DN.shape[1], BLOCK=block
-        )
+    A_DN, block = inputs.A.float().contiguous(), 32
+    strides = (tensor.stride(0) for tensor in (u, raw, z, B, C))
+    (kernels,) = loaded(u, "selective_scan_kernels")
+    kernels.selective_scan_token[(-(-channels // block), batch)](
+        u, raw, z, B, C, A_DN, inputs.D, h_BDN, y_B1D, *strides, D=channels, N=A_DN.shape[1], BLOCK=block
+    )
     return y_B1D
 
 
-def _carry(kernels: ModuleType, states: Tensor, sums_BKD: Tensor, A_ND: Tensor, *, reverse: bool = False) -> None:
+def _carry(kernels: Any, states: Tensor, sums_BKD: Tensor, A_ND: Tensor, *, reverse: bool = False) -> None:
     """Adds each chunk's state, decayed, to the next one's; from the last to the first with `reverse`."""
     batch, chunks, channels = sums_BKD.shape
     grid = (-(-A_ND.numel() // 128), batch)
@@ -192,21 +188,3 @@ def _prepared(inputs: Inputs) -> tuple[Tensor, ...]:
 def _rows(tensor: Tensor) -> Tensor:
     """With the last dimension contiguous; the others may be strided."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _kernels(tensor: Tensor) -> tuple[ModuleType, ModuleType]:
-    """The kernels of forward and backward, if they can run on the tensor's device.
-
-    Raises:
-        UnsupportedError: Triton is not installed, or compiles and the device is no GPU.
-    """
-    try:
-        from benchbench.models import selective_scan_kernels, selective_scan_kernels_backward
-    except ModuleNotFoundError as error:
-        raise refusal("triton", error) from None
-    if selective_scan_kernels.COMPILED and not tensor.is_cuda:
-        raise UnsupportedError(
-            f"the path 'triton' needs an NVIDIA GPU, not the device '{tensor.device.type}'",
-            "Take the path 'chunked', which computes the same.",
-        )
-    return selective_scan_kernels, selective_scan_kernels_backward

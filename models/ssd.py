@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchbench.models.scan_inputs import has_numbers
+from benchbench.models.base import has_numbers
 from benchbench.models.selective_scan import state_dtype
 
 CHUNK = 64

@@ -17,6 +17,7 @@ from benchbench.microbench.supplies import VOCABULARY, Points, Spec
 
 HALF, WIDE = ("bfloat16",), ("float32",)
 ROWS, ELEMENTS, GRID = ("rows", "d"), ("n",), ("rows", "d_in", "d_out")
+CONV = ("channels", "n")
 CACHES = ("caches", "d_head", "n")
 HEADS, SCAN, STEP = ("heads", "d_head", "n"), ("batch", "channels", "n"), ("channels", "batch")
 DUAL = ("batch", "heads", "n")
@@ -84,13 +85,15 @@ PLAN: tuple[Spec, ...] = (
     *both_ways("grouped_linear", ("n_experts", *GRID), "a linear map an expert, rows split evenly", products.grouped),
     *resolvents("bk-causal", "chunked"),
     *resolvents("bk-causal", "triton", cpu=()),
-    *both_ways("conv", ("channels", "n"), "the depthwise causal convolution, 4 taps", recurrent.conv),
-    Spec("conv_step", STEP, "one token of the convolution", recurrent.conv_step),
+    *both_ways("conv", CONV, "the depthwise causal convolution, 4 taps", partial(recurrent.conv, "chunked")),
+    Spec("conv_step", STEP, "one token of the convolution", partial(recurrent.conv_step, "chunked")),
     *both_ways("fused_scan", SCAN, "selective_scan_fn of mamba-ssm, 16 states", recurrent.fused_scan, cpu=()),
     *both_ways("fused_conv", SCAN, "causal_conv1d_fn with SiLU, 4 taps", recurrent.fused_conv, cpu=()),
     *both_ways("add_norm", ROWS, "layer_norm_fn of mamba-ssm with a float32 residual", pointwise.add_norm, cpu=()),
     Spec("fused_scan_step", STEP, "selective_state_update of mamba-ssm, 16 states", recurrent.fused_scan_step, cpu=()),
     Spec("fused_conv_step", STEP, "causal_conv1d_update with SiLU, 4 taps", recurrent.fused_conv_step, cpu=()),
+    *both_ways("conv:triton", CONV, "the module with its SiLU, 4 taps", partial(recurrent.conv, "triton"), cpu=()),
+    Spec("conv_step:triton", STEP, "one token, 4 taps", partial(recurrent.conv_step, "triton"), cpu=()),
     *both_ways("scan:triton", SCAN, "the module, 16 states", partial(recurrent.scan, "triton"), cpu=()),
     Spec("scan_step:triton", STEP, "one token, 16 states", partial(recurrent.scan_step, "triton"), cpu=()),
     *both_ways("scan:chunked", SCAN, "the module, 16 states", partial(recurrent.scan, "chunked")),

@@ -24,25 +24,28 @@ D_STATE, D_CONV = 16, 4
 HEAD, DUAL_STATE = 64, 128
 
 
-def conv(s: Supplies, dtype: str, *, backward: bool) -> Points:
+def conv(path: str, s: Supplies, dtype: str, *, backward: bool) -> Points:
+    """In Triton with its SiLU, which is an operation of its own on other paths."""
     for d, n in product((1280, 5120), s.grid((64, 1024, 8192, 65536), (64, 1024, 4096))):
         if not s.fits(2 * n * d):
             continue
-        module = CausalConv1d(d, D_CONV).to(s.device, DTYPES[dtype])
+        module = CausalConv1d(d, D_CONV, path).to(s.device, DTYPES[dtype])
         both = s.tensor(1, n, 2 * d, dtype=dtype, grad=backward)
         x = both.chunk(2, dim=-1)[0]
+        call = module if path == "triton" else module.convolved
         if backward:
-            yield (d, n), backward_of(module(x), [x, *module.parameters()])
+            yield (d, n), backward_of(call(x), [x, *module.parameters()])
         else:
-            yield (d, n), Make(lambda _, m=module, x=x: m(x))
+            yield (d, n), Make(lambda _, call=call, x=x: call(x))
 
 
-def conv_step(s: Supplies, dtype: str) -> Points:
+def conv_step(path: str, s: Supplies, dtype: str) -> Points:
     """One token beside the last ones."""
     for d, batch in product((1280, 5120), (1, 16, 128)):
-        module = CausalConv1d(d, D_CONV).to(s.device, DTYPES[dtype])
+        module = CausalConv1d(d, D_CONV, path).to(s.device, DTYPES[dtype])
         x, past = s.tensor(batch, 1, d, dtype=dtype), s.tensor(batch, d, D_CONV)
-        yield (d, batch), Make(lambda _, m=module, x=x, past=past: m(x, past))
+        call = module if path == "triton" else module.convolved
+        yield (d, batch), Make(lambda _, call=call, x=x, past=past: call(x, past))
 
 
 def scan_inputs(s: Supplies, batch: int, n: int, d: int, dtype: str, *, grad: bool) -> Inputs:

@@ -1,8 +1,10 @@
 """What a causal depthwise convolution allocates, saves and frees."""
 
-from benchbench.counters.allocations.ops import HALF, copy, lowered
+from benchbench.counters.allocations.ops import HALF, copy, lowered, summed_rows
 from benchbench.counters.allocations.tape import Tape
 from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
+from benchbench.counters.causal_conv import TRITON_TOKENS
+from benchbench.counters.op import Step
 
 LANES = 16
 """Channels that the CPU's convolution pads each group of its weights' gradient to."""
@@ -55,3 +57,32 @@ def depthwise_conv(t: Tape, x: Tensor, rows: int, weight: Tensor, bias: Tensor) 
         t.new(weights, "blocked weight")
     node = t.node((found,), (), of_view)
     return Tensor(found.storage, rows, cols, s, node and (node, 0))
+
+
+def by_kernels(t: Tape, x: Tensor, step: Step, weight: Tensor, bias: Tensor, *, moves: bool) -> Tensor:
+    """The convolution with its SiLU, as models/causal_conv_triton.py runs it.
+
+    `moves`: a state that keeps more tokens than are new is put together anew.
+    """
+    made, channels, taps, width = x.size, x.cols, weight.cols, weight.width
+    tiles = step.batch * -(-step.new // TRITON_TOKENS)
+
+    def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
+        dx = Gradient(t.new(made, "dx"))
+        slope = t.new(made, "d sum")
+        shares = t.new(4 * tiles * taps * channels, "shares of dW"), t.new(4 * tiles * channels, "shares of db")
+        dw = summed_rows(t, tiles, taps * channels, 4)
+        dw = dw if width == 4 else t.new(width * taps * channels, "dW")
+        db = summed_rows(t, tiles, channels, 4)
+        db = db if width == 4 else t.new(width * channels, "db")
+        del slope, shares
+        return [dx, Gradient(dw, view=True), Gradient(db)]
+
+    node = t.node((x, weight, bias), (x, weight, bias), backward)
+    u = t.tensor(x.rows, channels, x.width, "convolution", node)
+    if moves:
+        # The new tokens in float32, unless they are, then behind those before them.
+        wide = None if x.width == 4 else t.new(4 * x.rows * channels, "cast")
+        t.new(4 * step.batch * (step.new + taps) * channels, "concatenation")
+        del wide
+    return u

@@ -101,7 +101,7 @@ class Memory:
         t.place = "in_proj"
         before, z = views.split(t, ops.linear(t, x, w.in_proj), inner, inner)
         t.place = "conv1d"
-        u = ops.function(t, self.conv(before, w, state), "silu")
+        u = self.conv(before, w, state)
         t.place = "x_proj"
         low, b, c = views.split(t, ops.linear(t, u, w.x_proj), spec.dt_rank, n, n)
         t.place = "mixer"
@@ -138,6 +138,13 @@ class Memory:
         return Tensor(made.storage, made.rows, made.cols, made.width, node and (node, 0))
 
     def conv(self, x: Tensor, w: Layer, state: State | None) -> Tensor:
+        """The convolution with its SiLU."""
+        if self.step.path == "triton":
+            moves = state is not None and 1 < self.step.new < self.spec.d_conv
+            return convolution.by_kernels(self.t, x, self.step, w.conv, w.conv_bias, moves=moves)
+        return ops.function(self.t, self.convolved(x, w, state), "silu")
+
+    def convolved(self, x: Tensor, w: Layer, state: State | None) -> Tensor:
         """A depthwise convolution; before the first input lie zeros, or those that the state kept."""
         t, step, taps = self.t, self.step, self.spec.d_conv
         if state is None:

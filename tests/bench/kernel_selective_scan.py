@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchbench.models import selective_scan_triton as ours
+from benchbench.models.kernels import loaded
 from benchbench.models.scan_inputs import Inputs
 from benchbench.models.selective_scan import sequential_scan
 from benchbench.models.selective_scan_triton import Launch
@@ -145,7 +146,7 @@ def sweep() -> None:
         failures = dict(zip(jobs, pool.map(compiled_ahead, jobs), strict=True))
     say(kind="compiled", kernels=len(jobs), seconds=round(time.time() - began, 1))
     tensors = draw(1, 131072, torch.bfloat16)
-    modules = ours._kernels(tensors[0])
+    modules = loaded(tensors[0], "selective_scan_kernels", "selective_scan_kernels_backward")
     timed: dict[str, Timed] = {}
     for module, kernel in zip((*modules[:1] * 2, *modules[1:] * 2), KERNELS.values(), strict=True):
         timed[kernel] = Timed(getattr(module, kernel))
