@@ -7,8 +7,10 @@ of it is handed out. What is freed joins its free neighbours and stays in the al
 """
 
 from bisect import bisect_left, insort
+from itertools import groupby
 from typing import NamedTuple, TypeVar
 
+from benchbench.counters.rounds import Stretch, stretch
 from benchbench.counters.timeline import Timeline
 
 BLOCK = 512
@@ -27,91 +29,107 @@ class Peaks(NamedTuple):
     reserved: int
 
 
-class _Piece:
+def rounded(size: int) -> int:
+    """The least that is handed out for a request."""
+    return -(-size // BLOCK) * BLOCK or BLOCK
+
+
+def segment_bytes(size: int) -> int:
+    """What is taken for a request that no free piece is large enough for."""
+    return SMALL_SEGMENT if size <= SMALL else LARGE_SEGMENT if size < LARGE else -(-size // GRAIN) * GRAIN
+
+
+class Piece:
     """A part of a segment; `before` and `after` are its neighbours there."""
 
     __slots__ = ("address", "after", "before", "free", "size")
 
-    def __init__(self, address: int, size: int, before: "_Piece | None", after: "_Piece | None") -> None:
+    def __init__(self, address: int, size: int, before: "Piece | None", after: "Piece | None") -> None:
         self.address = address
         self.size = size
         self.before = before
         self.after = after
-        self.free = True
+        self.free = False
 
 
-class _Pool:
+class Pool:
     """Free pieces by size, then by address."""
+
+    __slots__ = ("free", "least")
 
     def __init__(self, least: int) -> None:
         self.least = least
         """A remainder of fewer bytes is handed out with the piece."""
-        self.free: list[tuple[int, int]] = []
-        self.pieces: dict[int, _Piece] = {}
+        self.free: list[tuple[int, int, Piece]] = []
 
-    def add(self, piece: _Piece) -> None:
+    def add(self, piece: Piece) -> None:
         piece.free = True
-        self.pieces[piece.address] = piece
-        insort(self.free, (piece.size, piece.address))
+        insort(self.free, (piece.size, piece.address, piece))
 
-    def remove(self, piece: _Piece) -> None:
+    def remove(self, piece: Piece) -> None:
         piece.free = False
         del self.free[bisect_left(self.free, (piece.size, piece.address))]
-
-    def smallest(self, size: int) -> _Piece | None:
-        """The smallest free piece of at least `size` bytes, no longer free."""
-        index = bisect_left(self.free, (size, 0))
-        if index == len(self.free):
-            return None
-        piece = self.pieces[self.free[index][1]]
-        self.remove(piece)
-        return piece
 
 
 class Allocator:
     """Hands out and takes back, and remembers the most."""
 
     def __init__(self) -> None:
-        self.allocated = 0
-        self.reserved = 0
+        self.allocated: int = 0
+        self.reserved: int = 0
         self.most_allocated = 0
         self.most_reserved = 0
-        self._small = _Pool(least=BLOCK)
-        self._large = _Pool(least=SMALL + 1)
+        self.small = Pool(least=BLOCK)
+        self.large = Pool(least=SMALL + 1)
         self._end = 0
 
-    def allocate(self, size: int) -> _Piece:
+    def allocate(self, size: int) -> Piece:
         """A piece of at least `size` bytes."""
-        size = max(BLOCK, -(-size // BLOCK) * BLOCK)
-        pool = self._small if size <= SMALL else self._large
-        piece = pool.smallest(size) or self._segment(size)
-        if piece.size - size >= pool.least:
-            rest = _Piece(piece.address + size, piece.size - size, piece, piece.after)
+        return self.hand_out(rounded(size))
+
+    def hand_out(self, size: int) -> Piece:
+        """A piece of at least `size` bytes, which are whole blocks."""
+        pool = self.small if size <= SMALL else self.large
+        # The smallest that is large enough, and of those the one of the lowest address.
+        place = bisect_left(pool.free, (size,))
+        if place < len(pool.free):
+            piece = pool.free.pop(place)[2]
+            piece.free = False
+        else:
+            piece = self.segment(size)
+        left = piece.size - size
+        if left >= pool.least:
+            rest = Piece(piece.address + size, left, piece, piece.after)
             if rest.after is not None:
                 rest.after.before = rest
-            piece.size, piece.after, piece.free = size, rest, False
+            piece.size, piece.after = size, rest
             pool.add(rest)
-        piece.free = False
-        self.allocated += piece.size
-        self.most_allocated = max(self.most_allocated, self.allocated)
+        self.allocated = now = self.allocated + piece.size
+        if now > self.most_allocated:
+            self.most_allocated = now
         return piece
 
-    def release(self, piece: _Piece, requested: int) -> None:
-        """Takes a piece back that was handed out for `requested` bytes."""
+    def release(self, piece: Piece) -> None:
+        """Takes back a piece that was handed out."""
         self.allocated -= piece.size
-        pool = self._small if -(-requested // BLOCK) * BLOCK <= SMALL else self._large
-        for other in (piece.before, piece.after):
-            if other is not None and other.free:
-                pool.remove(other)
-                piece = _joined(other, piece) if other.address < piece.address else _joined(piece, other)
+        # A piece of the small pool is never larger than what was asked for, one of the large pool never smaller.
+        pool = self.small if piece.size <= SMALL else self.large
+        before, after = piece.before, piece.after
+        if before is not None and before.free:
+            pool.remove(before)
+            piece = _joined(before, piece)
+        if after is not None and after.free:
+            pool.remove(after)
+            piece = _joined(piece, after)
         pool.add(piece)
 
-    def _segment(self, size: int) -> _Piece:
-        whole = SMALL_SEGMENT if size <= SMALL else LARGE_SEGMENT if size < LARGE else -(-size // GRAIN) * GRAIN
+    def segment(self, size: int) -> Piece:
+        """A segment from the driver, in one piece."""
+        whole = segment_bytes(size)
         self.reserved += whole
         self.most_reserved = max(self.most_reserved, self.reserved)
         # Segments do not touch: only pieces of one are joined.
-        piece = _Piece(self._end, whole, None, None)
+        piece = Piece(self._end, whole, None, None)
         self._end += whole + GRAIN
         return piece
 
@@ -119,7 +137,7 @@ class Allocator:
 A = TypeVar("A", bound=Allocator)
 
 
-def _joined(first: _Piece, second: _Piece) -> _Piece:
+def _joined(first: Piece, second: Piece) -> Piece:
     first.size += second.size
     first.after = second.after
     if first.after is not None:
@@ -127,22 +145,35 @@ def _joined(first: _Piece, second: _Piece) -> _Piece:
     return first
 
 
+def simulated(timeline: Timeline) -> Peaks:
+    """The peaks of a timeline."""
+    allocator = played(timeline, Allocator())
+    return Peaks(timeline.peak(), allocator.most_allocated, allocator.most_reserved)
+
+
 def played(timeline: Timeline, allocator: A) -> A:
-    """`allocator` after all that a timeline, its rounds written out, allocates and frees."""
-    for block in timeline.held:
-        for _ in range(block.count):
-            allocator.allocate(block.size)
-    pieces: dict[int, list[_Piece]] = {}
-    for block, sign in timeline.events():
-        if sign > 0:
-            pieces[id(block)] = [allocator.allocate(block.size) for _ in range(block.count)]
-        else:
-            for piece in pieces.pop(id(block)):
-                allocator.release(piece, block.size)
+    """`allocator` after all that a timeline allocates and frees."""
+    for rounds, blocks in groupby(timeline.held, key=lambda block: block.rounds):
+        sizes = [rounded(block.size) for block in blocks for _ in range(block.count // rounds)]
+        for _ in range(rounds):
+            for size in sizes:
+                allocator.hand_out(size)
+    _take(stretch(timeline, rounded), allocator)
     return allocator
 
 
-def simulated(timeline: Timeline) -> Peaks:
-    """The peaks of a timeline whose rounds are all written out, each with its own blocks."""
-    allocator = played(timeline, Allocator())
-    return Peaks(timeline.peak(), allocator.most_allocated, allocator.most_reserved)
+def _take(stretch: Stretch, allocator: Allocator) -> None:
+    hand_out, release = allocator.hand_out, allocator.release
+    for _ in range(stretch.times):
+        for part in stretch.parts:
+            if isinstance(part, Stretch):
+                _take(part, allocator)
+                continue
+            for stack, size in part:
+                if size is None:
+                    release(stack.pop())
+                else:
+                    stack.append(hand_out(size))
+        for made, stack in stretch.left:
+            stack += made
+            made.clear()

@@ -4,9 +4,9 @@ A family has a program over tensors that are only sizes, in allocations/<family>
 stands in: the fullest of a few moments, whose temporaries are bounded, not followed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,8 +31,8 @@ class Fullest:
     """The context's, in case it is a symbol."""
     exact: bool = True
     """Whether the timeline was walked, and not summed up."""
-    whole: Callable[[], Timeline] | None = None
-    """On CUDA, the timeline with each round of each loop written out, for the simulated allocator."""
+    caching: bool = False
+    """Whether torch's caching allocator hands it out, which is simulated."""
 
     @cached_property
     def moment(self) -> Moment:
@@ -63,10 +63,13 @@ class Fullest:
 
     @cached_property
     def peaks(self) -> Peaks:
-        """The most bytes requested, handed out and reserved, by the simulated allocator. On the CPU they are one."""
-        if self.whole is None:
+        """The most bytes requested, handed out and reserved, by the simulated allocator.
+
+        On the CPU they are one; and with sizes that carry closed forms, which an allocator's choices have none of.
+        """
+        if not self.caching or not self.timeline.plain:
             return Peaks(self.requested, self.rounded, self.rounded)
-        return simulated(self.whole())
+        return simulated(self.timeline)
 
     @property
     def at(self) -> str | None:
@@ -87,8 +90,7 @@ def fullest(case: Case, step: Step, ops: Sequence[Placed], device: str = "cpu") 
     if has_program(case):
         from benchbench.counters.allocations.task import timeline
 
-        whole = partial(timeline, case, step, device, whole=True) if device == "cuda" else None
-        return Fullest(timeline(case, step, device), case.seq_len, whole=whole)
+        return Fullest(timeline(case, step, device), case.seq_len, caching=device == "cuda")
     return summed(case, step, ops)
 
 

@@ -16,17 +16,21 @@ CATEGORIES: tuple[Category, ...] = ("params", "grads", "optimizer", "activations
 class Block:
     """The memory of a tensor, or of `count` equal ones: `size` bytes each, as requested.
 
-    Its category may show only later: it is what the tensor was last used for.
+    Its category may show only later: it is what the tensor was last used for. What is held, and was made in a loop, was
+    made in so many `rounds` together with its neighbours.
     """
 
-    __slots__ = ("category", "count", "name", "place", "size")
+    __slots__ = ("category", "count", "name", "place", "rounds", "size")
 
-    def __init__(self, size: int, name: str, category: Category, place: str = "", count: int = 1) -> None:
+    def __init__(
+        self, size: int, name: str, category: Category, place: str = "", count: int = 1, rounds: int = 1
+    ) -> None:
         self.size = size
         self.name = name
         self.category: Category = category
         self.place = place
         self.count = count
+        self.rounds = rounds
 
 
 class Repeat:
@@ -92,6 +96,16 @@ class Timeline:
         yield from ((block, block.count) for block in self.held)
         yield from ((block, number * block.count) for block, number in _until(self.items, moment))
 
+    def balance(self) -> dict[Block, int]:
+        """How often each block is allocated and not freed, or, below zero, freed too often for its allocations."""
+        left: dict[Block, int] = {}
+        _balance(self.items, 1, left)
+        return left
+
+    def requests(self) -> list[int]:
+        """The sizes of all blocks, of a stretch that repeats those of one round."""
+        return [block.size for block in self.held] + list(_requests(self.items))
+
     def alive(self, moment: Moment) -> tuple[Alive, ...]:
         """What is alive then, the largest first."""
         counts: Counter[tuple[str, str, Category, int]] = Counter()
@@ -121,10 +135,13 @@ def _plain(block: Block) -> bool:
 
 
 def _all_plain(items: Items) -> bool:
-    return all(
-        type(item.times) is int and _all_plain(item.items) if isinstance(item, Repeat) else _plain(item[0])
-        for item in items
-    )
+    for item in items:
+        if isinstance(item, Repeat):
+            if type(item.times) is not int or not _all_plain(item.items):
+                return False
+        elif not _plain(item[0]):
+            return False
+    return True
 
 
 class _Walk(NamedTuple):
@@ -177,6 +194,23 @@ def _times(item: Event | Repeat, times: int) -> Iterator[Event]:
             yield from _times(inner, times * item.times)
     else:
         yield item[0], item[1] * times
+
+
+def _balance(items: Items, times: int, left: dict[Block, int]) -> None:
+    for item in items:
+        if isinstance(item, Repeat):
+            _balance(item.items, times * item.times, left)
+        else:
+            block, sign = item
+            left[block] = left.get(block, 0) + times * sign
+
+
+def _requests(items: Items) -> Iterator[int]:
+    for item in items:
+        if isinstance(item, Repeat):
+            yield from _requests(item.items)
+        elif item[1] > 0:
+            yield item[0].size
 
 
 def _written_out(items: Iterable[Event | Repeat]) -> Iterator[Event]:

@@ -8,7 +8,7 @@ from benchbench.case import Case, completed
 from benchbench.commands import fit_verify
 from benchbench.commands.fit import command
 from benchbench.counters import count
-from benchbench.counters.limited import Limited, played
+from benchbench.counters.limited import Limited, played, played_within
 from benchbench.counters.timeline import Block, Timeline
 from benchbench.errors import BenchError
 from benchbench.fit import LIMIT, Answer, Point, Sizes, bytes_of, largest
@@ -58,13 +58,17 @@ def test_free_segments_are_given_back_before_the_limit_is_passed():
     assert played(apart, 24 * MIB).taken == 14 * MIB
     together = Timeline((), [(first, 1), (second, 1)])
     assert played(together, 24 * MIB).taken == 26 * MIB
+    assert played_within(together, 24 * MIB) is None
+    # What was there at the most: both; or, once the first went, the second alone.
+    assert dict(played(together, 24 * MIB).requests) == {12 * MIB: 1, 14 * MIB: 1}
+    assert dict(+played(apart, 24 * MIB).requests) == {14 * MIB: 1}
 
 
 def test_a_segment_with_anything_alive_in_it_stays():
     """20 MiB cut in 8 and 8 with 4 left, of which the middle 8 stay: neither part of the rest is given back."""
     allocator = Limited(22 * MIB)
     first, _ = allocator.allocate(8 * MIB), allocator.allocate(8 * MIB)
-    allocator.release(first, 8 * MIB)
+    allocator.release(first)
     allocator.allocate(12 * MIB)
     assert (allocator.allocated, allocator.taken) == (20 * MIB, 32 * MIB)
 
@@ -102,6 +106,29 @@ def test_on_a_gpu_the_segments_decide():
     assert at.allocated <= at.taken
     for n in range(found.bound + 1, found.bound + 40):
         assert not asked.fits(n, memory)
+
+
+@pytest.mark.parametrize("field", ["seq_len", "batch"])
+@pytest.mark.parametrize("task", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("model", ["transformer-130m", "mamba-370m", "resnet-bk-130m"])
+def test_the_answer_fits_and_the_next_does_not(model, task, field):
+    """As the allocator is simulated for a count of its own, on whichever way the search came there."""
+    memory = 24 * 2**30
+    asked = sizes(model, task, field, "cuda", **({"seq_len": 2048} if field == "batch" else {}))
+    found = largest(asked, memory)
+    assert found.at is not None
+    for n, fits in [(found.at, True), (found.at + 1, False)]:
+        if n <= asked.last:
+            allocator = played(count(asked.at(n), "cuda").fullest.timeline, memory)
+            assert (allocator.taken <= memory) is fits
+
+
+def test_segments_taken_at_one_size_lead_to_another():
+    """A prefill's tensors are weights or lines in its batch: where 60 just fit, the segments of 64 tell so."""
+    asked = sizes("mamba-130m", "prefill", "batch", "cuda", seq_len=2048)
+    memory = asked.point(60, 2**50).taken
+    assert not asked.point(64, memory).fits
+    assert asked.last_like(64, memory, range(1, 64)) == 60
 
 
 def test_a_length_that_fits_again_is_the_answer():

@@ -52,8 +52,7 @@ class _Enough(Exception):  # noqa: N818
 class Tape(Record):
     """Records what a program allocates and frees.
 
-    `device` picks the kernels, here and in the operations. `whole` walks every round of every loop, for those who need
-    each block by itself.
+    `device` picks the kernels, here and in the operations.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Tape(Record):
         training: bool,
         checkpointing: bool = False,
         autocast: bool = False,
-        whole: bool = False,
         threads: int = 1,
     ) -> None:
         super().__init__()
@@ -73,7 +71,6 @@ class Tape(Record):
         self.autocast = autocast
         self.casts: dict[Parameter, Tensor] | None = None
         """Weights that autocast keeps in half precision until it ends; None where it is off."""
-        self.whole = whole
         self.threads = threads
         self.place = ""
         """The module that runs; blocks are labelled with it."""
@@ -96,9 +93,10 @@ class Tape(Record):
 
     def hold(self, size: int, name: str, category: Category, *, count: int = 1) -> Storage:
         """Memory that was there before, and stays."""
+        rounds = 1
         for loop in self.loops:
-            count *= loop.times
-        block = Block(size, name, category, self.place, count)
+            rounds *= loop.times
+        block = Block(size, name, category, self.place, count * rounds, rounds)
         self.held.append(block)
         items, self.items = self.items, []
         storage = Storage(self, block)
@@ -151,7 +149,7 @@ class Tape(Record):
 
         As places in it, from 0 up, and the last ones from the end: -1 is the last.
         """
-        if self.whole or times <= first + 1 + last:
+        if times <= first + 1 + last:
             walked: list[int] = []
             while len(walked) < times:  # not range(times): a number that carries its closed form shall know of it
                 walked.append(len(walked))

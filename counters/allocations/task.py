@@ -25,14 +25,13 @@ class Backbone(Protocol):
         ...
 
 
-def timeline(case: Case, step: Step, device: str = "cpu", *, whole: bool = False, threads: int = 1) -> Timeline:
+def timeline(case: Case, step: Step, device: str = "cpu", *, threads: int = 1) -> Timeline:
     """Everything that a call of `case` allocates and frees on `device`, once earlier calls have settled the states."""
     t = Tape(
         device,
         training=step.training,
         checkpointing=case.checkpoint,
         autocast=case.autocast is not None,
-        whole=whole,
         threads=threads,
     )
     spec, s = case.spec, DTYPE_BYTES[case.dtype]
@@ -109,6 +108,7 @@ def _update(t: Tape, states: int) -> None:
         denominators[:] = [t.new(parameter.size, "denominator")]
         del root
     t.enter(())
+    t.gather(*denominators)
 
 
 def _loss(t: Tape, case: Case, step: Step, model: Backbone, head: Parameter, bias: Parameter | None) -> Tensor:
@@ -132,8 +132,9 @@ def _loss(t: Tape, case: Case, step: Step, model: Backbone, head: Parameter, bia
         for i in t.rounds(count, last=2):
             tall = rows - size * (count - 1) if i == -1 else size
             state = t.random_state()
-            # The last piece is never the fullest, so that its logits may count as whole.
-            losses.append(t.checkpoint(summed, cut.next(tall), tall if t.whole else size, random=state))
+            # In a closed form the last piece's logits count as whole: it is never the fullest.
+            made = tall if type(rows) is int else size
+            losses.append(t.checkpoint(summed, cut.next(tall), made, random=state))
             del state
         total = lookups.total(t, losses)
     seen = t.new(rows, "targets")

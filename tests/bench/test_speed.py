@@ -8,13 +8,16 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchbench.case import Case
+from benchbench.case import Case, Task, completed
 from benchbench.counters import count
+from benchbench.devices import device
+from benchbench.fit import Answer, Field, Sizes, largest
 from benchbench.models import build
 from benchbench.specs import preset
 from benchbench.suite import load
 
 FAMILIES = ("transformer-tiny", "mamba-tiny", "resnet-bk-tiny", "transformer-130m", "mamba-130m", "resnet-bk-130m")
+ASKED = ("transformer-130m", "mamba-130m", "mamba-1.4b", "resnet-bk-130m")
 TRACED = ("transformer-tiny", "mamba-tiny", "resnet-bk-tiny")
 
 
@@ -68,6 +71,24 @@ def test_count_as_a_process(benchmark: BenchmarkFixture, seq_len: int) -> None:
 
     benchmark.pedantic(pair, rounds=5, warmup_rounds=1)
     benchmark.extra_info["ratio_to_import_torch"] = sorted(ratios)[len(ratios) // 2]
+
+
+@pytest.mark.parametrize("field", ["seq_len", "batch"])
+@pytest.mark.parametrize("task", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("name", ASKED)
+def test_fit(benchmark: BenchmarkFixture, name: str, task: Task, field: Field) -> None:
+    """One question about an H200, from nothing counted to the answer."""
+    case = Case(**completed(preset(name), {"task": task, "seq_len": 2048}, "cuda"))
+    memory = device("h200").memory_bytes
+    assert memory is not None
+
+    def question() -> tuple[Sizes, Answer]:
+        sizes = Sizes(case, field, "cuda")
+        return sizes, largest(sizes, memory)
+
+    sizes, answer = benchmark.pedantic(question, rounds=5, warmup_rounds=1)
+    benchmark.group = f"fit {field}"
+    benchmark.extra_info.update(case=case.id, at=answer.at, simulated_events=sizes.events)
 
 
 @pytest.mark.parametrize("name", TRACED)
