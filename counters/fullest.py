@@ -116,14 +116,17 @@ def _turn(difference: Any, n: Any, low: int) -> tuple[int, int]:
 
     A rounded part lies between what is rounded and one more or less.
     """
-    rest: dict[Any, int] = {}
-    for part in sorted(difference.atoms(sympy.ceiling, sympy.floor), key=str):
+    rest: list[Any] = []
+    while parts := difference.atoms(sympy.ceiling, sympy.floor):
+        part = max(parts, key=lambda one: (one.count(sympy.Function), str(one)))  # none that is within another
         dummy = sympy.Dummy()
-        rest[dummy] = 1
+        rest.append(dummy)
         more = dummy if isinstance(part, sympy.ceiling) else -dummy
         difference = difference.xreplace({part: part.args[0] + more})
     least: dict[int, Fraction] = {}
     most: dict[int, Fraction] = {}
+    if not difference.is_polynomial(n, *rest):
+        return low, NEVER
     for powers, coefficient in sympy.Poly(difference, n, *rest).terms():
         value = Fraction(int(coefficient.p), int(coefficient.q))
         rounded = any(powers[1:])

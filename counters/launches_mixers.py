@@ -58,9 +58,10 @@ def conv(suffix: str = "") -> Parts:
     def found(op: Op, case: Case) -> Launches:
         size = op.formula.sizes
         rows, channels = size["rows"], size["channels"]
-        triton = ":triton" if case.implementation == "triton" else ""
+        path = ":triton" if case.implementation == "triton" else ""
         if case.task == "decode":
-            yield Launch("fused_conv_step" if case.implementation == "fused" else f"conv_step{triton}", (channels, rows))
+            name = "fused_conv_step" if case.implementation == "fused" else "conv_step" + path
+            yield Launch(name, (channels, rows))
         elif case.implementation == "fused":
             # mamba-ssm keeps no convolution: backward runs it again.
             sizes = (case.batch, channels, rows / case.batch)
@@ -68,7 +69,7 @@ def conv(suffix: str = "") -> Parts:
             if suffix:
                 yield Launch("fused_conv", sizes)
         else:
-            yield Launch(f"conv{triton}{suffix}", (channels, rows))
+            yield Launch(f"conv{path}{suffix}", (channels, rows))
 
     return found
 

@@ -22,6 +22,9 @@ from benchbench.specs import ModelSpec
 LIMIT = 2**40
 """The longest context that the forms in N are walked to."""
 
+CHOSEN = ("peak_bytes", "peak_reserved_bytes")
+"""What the caching allocator of a GPU comes to, piece by piece: no form says it."""
+
 SYMBOL_OF = {"seq_len": "N", "batch": "B"}
 """Every other size is called as its field is."""
 
@@ -168,9 +171,11 @@ def with_sizes(case: Case, sized: dict[str, Sized]) -> Case:
 
 def _forms(case: Case) -> Forms:
     """Every whole number of the count, zeros left out, collected by powers of N."""
-    counted = count(case).counted
+    cost = count(case)
     values: dict[str, int] = {}
-    for name, value in dict(counted).items():
+    for name, value in dict(cost.counted).items():
+        if name in CHOSEN and cost.fullest.caching:
+            continue
         if isinstance(value, int):
             values[name] = value
         elif value is not None and not isinstance(value, str):

@@ -65,6 +65,25 @@ def test_at_every_length_the_form_is_the_count(model, task, path, data):
     assert {name: value for name in line.names if (value := line.at(name, n))} == want
 
 
+ON_A_GPU = [
+    ("mamba-tiny", "prefill", "triton"),
+    ("mamba-tiny", "train", "fused"),
+    ("resnet-bk-tiny", "prefill", "triton"),
+]
+
+
+@pytest.mark.parametrize(("model", "task", "path"), ON_A_GPU)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_on_a_gpus_path_all_but_the_allocators_choices_has_a_form(model, task, path, data):
+    line = walked(model, task, path, 1)
+    n = data.draw(st.integers(line.low, 2 ** data.draw(st.integers(2, 30))))
+    want = flat(case_of(model, task, path=path, seq_len=n))
+    assert {name: value for name in line.names if (value := line.at(name, n))} | {
+        name: want[name] for name in ("peak_bytes", "peak_reserved_bytes")
+    } == want
+
+
 @pytest.mark.parametrize(("model", "task"), dict.fromkeys((model, task) for model, task, _ in SUPPORTED))
 def test_at_both_ends_of_every_piece_the_form_is_the_count(model, task):
     line = walked(model, task, preset(model).paths[0], 1)
