@@ -133,10 +133,11 @@ def grouped_linear(x_RI: Tensor, ends_E: Tensor, w_EIO: Tensor, b_EO: Tensor, lo
 
     `lone` lets a group of one row be a matrix-vector product on the CPU, whose last bits differ.
     """
+    kind = "cuda" if x_RI.is_cuda else "cpu"
+    if torch.is_autocast_enabled(kind):  # at once, not an expert's at a time
+        dtype = torch.get_autocast_dtype(kind)
+        x_RI, w_EIO, b_EO = x_RI.to(dtype), w_EIO.to(dtype), b_EO.to(dtype)
     if x_RI.is_cuda:
-        if torch.is_autocast_enabled("cuda"):
-            dtype = torch.get_autocast_dtype("cuda")
-            x_RI, w_EIO, b_EO = x_RI.to(dtype), w_EIO.to(dtype), b_EO.to(dtype)
         # The kernel wants every row on a boundary of 16 bytes: 8 numbers.
         fits = x_RI.dtype == torch.bfloat16 and not any(size % 8 for size in w_EIO.shape[1:])
         product = kernel_linear if fits and hasattr(F, "grouped_mm") else tiled_linear

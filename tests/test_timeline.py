@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchbench import memory, models, tasks
+from benchbench import memory, tasks
 from benchbench.case import Case
 from benchbench.counters import count
 from benchbench.counters.allocations.ops import add, function, linear
@@ -177,20 +177,38 @@ SMALL = (
 )
 
 
+def handed_out(case: Case) -> tuple[int, int]:
+    """Bytes held around a step, and at its fullest, as the CPU's allocator reports them."""
+    torch.manual_seed(0)
+    prepared = tasks.prepare(tasks.built(case, "cpu"), case)
+    prepared.call()
+    prepared.release()
+    held = memory.held_bytes(prepared.held())
+    return held, held + memory.highest_sum(memory.allocations(prepared.call))
+
+
 @pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
 def test_the_cpu_hands_out_what_is_counted(spec: Any) -> None:
     """To 128 bytes: the numbers that a loss consists of."""
     torch.set_num_threads(1)
     for case in cases(spec):
         found = timeline(case, step_of(case))
-        torch.manual_seed(0)
-        prepared = tasks.prepare(models.build(spec, path=case.path, checkpoint=case.checkpoint), case)
-        prepared.call()
-        prepared.release()
-        held = memory.held_bytes(prepared.held())
+        held, fullest = handed_out(case)
         assert held == sum(block.count * block.size for block in found.held), case.id
-        measured = held + memory.highest_sum(memory.allocations(prepared.call))
-        assert abs(found.peak() - measured) <= 128, case.id
+        assert abs(found.peak() - fullest) <= 128, case.id
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs a CPU with AVX-512's bfloat16")
+@pytest.mark.parametrize("seq_len", [40, 700])
+@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+def test_the_cpu_hands_out_what_is_counted_in_half_precision(spec: Any, seq_len: int) -> None:
+    """The longer ones on the default path alone: others keep every state, or every score, of 700 tokens."""
+    torch.set_num_threads(1)
+    longest = spec.longest or seq_len
+    train = Case.of(spec, task="train", seq_len=min(seq_len, longest), batch=2)
+    for changes in ({"dtype": "bfloat16"}, {"autocast": "bfloat16"}, {"autocast": "bfloat16", "accumulate": 2}):
+        case = train.replace(**changes)
+        assert abs(timeline(case, step_of(case)).peak() - handed_out(case)[1]) <= 128, case.id
 
 
 def test_a_chunked_loss_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,11 +217,7 @@ def test_a_chunked_loss_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchbench.case.LOSS_CHUNK_ELEMENTS", 2600)
     case = Case.of(GPT2, task="train", seq_len=40)
     assert step_of(case).head_chunks == 5
-    prepared = tasks.prepare(models.build(GPT2), case)
-    prepared.call()
-    prepared.release()
-    measured = memory.held_bytes(prepared.held()) + memory.highest_sum(memory.allocations(prepared.call))
-    assert abs(timeline(case, step_of(case)).peak() - measured) <= 128
+    assert abs(timeline(case, step_of(case)).peak() - handed_out(case)[1]) <= 128
 
 
 def recorded(row: dict[str, Any]) -> Case:

@@ -20,8 +20,8 @@ def padded(t: Tape, x: Tensor, rows: int) -> Tensor:
     return t.tensor(rows, x.cols, x.width, "padding", t.node((x,), (), backward))
 
 
-def depthwise_conv(t: Tape, x: Tensor, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution over one row of pixels, of which a view is taken; its channels are innermost."""
+def depthwise_conv(t: Tape, x: Tensor, length: int, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution over one row of pixels a sequence, of which a view is taken; its channels are innermost."""
     bias = lowered(t, bias)
     # A view of the weight, which autocast does not keep.
     weight = weight if t.casts is None else copy(t, weight, HALF)
@@ -42,8 +42,9 @@ def depthwise_conv(t: Tape, x: Tensor, rows: int, weight: Tensor, bias: Tensor) 
             del inner
             return [dx, dw, Gradient(t.new(cols * s, "db"))]
         t.new(weights, "blocked weight")
-        blocked = t.new(cols * taps * LANES * LANES * s, "blocked dW")
-        partial = t.new(cols * LANES * s + 2 * LANES * s, "partial db")
+        laid_out, more = _gradient_bytes(length, cols, taps, s)
+        blocked = t.new(laid_out, "blocked dW")
+        partial = t.new(more, "scratch of dW") if more else None
         summed = t.new(cols * s, "db")
         del partial
         db, dw = Gradient(t.new(cols * s, "db")), t.new(weights, "dW")
@@ -57,6 +58,21 @@ def depthwise_conv(t: Tape, x: Tensor, rows: int, weight: Tensor, bias: Tensor) 
         t.new(weights, "blocked weight")
     node = t.node((found,), (), of_view)
     return Tensor(found.storage, rows, cols, s, node and (node, 0))
+
+
+def _gradient_bytes(length: int, cols: int, taps: int, s: int) -> tuple[int, int]:
+    """The weights' gradient as oneDNN lays it out on a CPU with AVX-512, and what it takes to compute it.
+
+    Up to three taps it has a kernel for depthwise convolutions, which in bfloat16 adds up in float32. Beyond them it
+    takes its general one, each channel as a group that fills all lanes: for that the bias's gradient in float32; in
+    bfloat16 one sequence's input and gradient turned, and both sums in float32. Arrays begin on boundaries.
+    """
+    if taps <= 3:
+        return taps * cols * s, 0 if s == 4 else 4 * cols * (taps + 2) + 384
+    blocked = cols * taps * LANES * LANES
+    if s == 4:
+        return blocked * s, cols * LANES * s + 2 * LANES * s
+    return blocked * s, 4 * blocked + 2 * LANES * s * cols * (length + 2 + taps // 2) + 8580
 
 
 def by_kernels(t: Tape, x: Tensor, step: Step, weight: Tensor, bias: Tensor, *, moves: bool) -> Tensor:

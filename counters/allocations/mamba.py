@@ -131,9 +131,9 @@ class Memory:
             made = views.gradient_copied(t, made)
 
         def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
-            return [gradients[0], Gradient(ops.summed_rows(t, rows, bias.cols, bias.width))]
+            return [gradients[0], Gradient(ops.summed_rows(t, rows, cols, width))]
 
-        rows = made.rows
+        rows, cols, width = made.rows, bias.cols, bias.width
         node = t.node((made, bias), (), backward)
         return Tensor(made.storage, made.rows, made.cols, made.width, node and (node, 0))
 
@@ -148,9 +148,8 @@ class Memory:
         """A depthwise convolution; before the first input lie zeros, or those that the state kept."""
         t, step, taps = self.t, self.step, self.spec.d_conv
         if state is None:
-            return convolution.depthwise_conv(
-                t, convolution.padded(t, x, step.batch * (step.new + taps - 1)), x.rows, w.conv, w.conv_bias
-            )
+            seen = convolution.padded(t, x, step.batch * (step.new + taps - 1))
+            return convolution.depthwise_conv(t, seen, step.new, x.rows, w.conv, w.conv_bias)
         # As rows a sequence behind each other.
         past = None if x.width == 4 else t.new(step.batch * taps * x.cols * x.width, "copy")
         seen = t.tensor(step.batch * (step.new + taps), x.cols, x.width, "concatenation")
@@ -163,8 +162,8 @@ class Memory:
             return t.tensor(x.rows, x.cols, summed.width, "sum")
         if step.batch > 1:
             read = t.tensor(step.batch * (step.new + taps - 1), x.cols, x.width, "copy")
-            return convolution.depthwise_conv(t, read, x.rows, w.conv, w.conv_bias)
-        return convolution.depthwise_conv(t, seen, x.rows, w.conv, w.conv_bias)
+            return convolution.depthwise_conv(t, read, step.new, x.rows, w.conv, w.conv_bias)
+        return convolution.depthwise_conv(t, seen, step.new, x.rows, w.conv, w.conv_bias)
 
     def scan(self, inputs: list[Tensor], state: State | None) -> tuple[Tensor, Storage]:
         """Outputs and the last state."""

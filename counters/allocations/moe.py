@@ -85,16 +85,16 @@ def experts(t: Tape, spec: ResNetBKSpec, x: Tensor, up: Linear, down: Linear) ->
 
 
 def grouped(t: Tape, spec: ResNetBKSpec, x: Tensor, weights: Linear) -> Tensor:
-    if not t.cuda:
-        return sliced(t, x, *weights, spec.n_experts)
     weight, bias = weights
     if t.casts is not None:
         x, weight, bias = (ops.cast(t, one, 2) for one in (x, weight, bias))
+    if not t.cuda:
+        return sliced(t, x, weight, bias, spec.n_experts)
     fits = x.width == 2 and spec.d_model % 8 == 0 and spec.d_ff % 8 == 0
     return (by_kernel if fits else by_tiles)(t, x, weight, bias, spec.n_experts)
 
 
-def sliced(t: Tape, x: Tensor, weight: Parameter, bias: Parameter, groups: int) -> Tensor:
+def sliced(t: Tape, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Each group of rows through a linear map of its own, one after the other, and the results put together."""
     rows, d_in, d_out, s = x.rows, x.cols, weight.cols, x.width
     one = weight.size // groups

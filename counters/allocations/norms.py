@@ -24,8 +24,9 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def _fused_norm(t: Tape, x: Tensor, weights: list[Tensor], statistics: int) -> Tensor:
-    """One kernel, which keeps so many numbers a row."""
+    """One kernel, which keeps so many numbers a row: on the GPU in float32, on the CPU in its weights' dtype."""
     size, rows, cols, s, row, count = x.size, x.rows, x.cols, x.width, weights[0].size, len(weights)
+    kind = 4 if t.cuda else weights[0].width
 
     def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
         made: Gradients = [Gradient(t.new(size, "dx")), *(Gradient(t.new(row, "dW")) for _ in range(count))]
@@ -35,7 +36,7 @@ def _fused_norm(t: Tape, x: Tensor, weights: list[Tensor], statistics: int) -> T
 
     node = t.node((x, *weights), (x, weights[0]), backward)
     made = t.tensor(rows, cols, s, "norm", node)
-    kept = [t.new(4 * rows, "statistics") for _ in range(statistics)]
+    kept = [t.new(kind * rows, "statistics") for _ in range(statistics)]
     t.save(node, *kept)
     return made
 
