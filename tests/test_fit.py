@@ -170,8 +170,10 @@ def asked(capsys, *words) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_memory_answers_four_questions(capsys):
-    found = asked(capsys, "--model", "mamba-tiny", "--task", "train", "--memory", "1GiB")
+@pytest.mark.parametrize(("on", "kind", "path"), [((), "cuda", "fused"), (("--device", "cpu"), "cpu", "chunked")])
+def test_a_memory_answers_four_questions_of_a_gpu_unless_it_is_the_cpus(capsys, on, kind, path):
+    found = asked(capsys, "--model", "mamba-tiny", "--task", "train", "--memory", "1GiB", *on)
+    assert (found["device"], {one["case"]["path"] for one in found["answers"]}) == (kind, {path})
     assert [one["question"] for one in found["answers"]] == ["seq_len", "batch", "batch", "batch"]
     assert [one["case"].get("seq_len") for one in found["answers"]] == [None, 2048, 8192, 32768]
     for one in found["answers"]:

@@ -55,7 +55,7 @@ class Held:
 @click.command()
 @SIZES
 @click.option("--memory", metavar="SIZE", help="24GiB, 24GB, 24G (as GiB) or bytes. Default: that of --device.")
-@click.option("--device", "on", metavar="NAME", help="A GPU of the table, cuda, or cpu. See: benchbench list devices")
+@click.option("--device", "on", metavar="NAME", help="A GPU of the table, cuda (the default) or cpu. See: list devices")
 @click.option("--reserve", default="0", show_default=True, metavar="SIZE", help="Kept for what is not included.")
 @click.option("--max", "most", type=click.Choice(["seq-len", "batch"]), help="Only this question; the other is given.")
 @click.option("--verify", is_flag=True, help="Run the answers, and one step past them, on this machine's GPU.")
@@ -102,17 +102,17 @@ def command(
 
 
 def place(memory: str | None, on: str | None, kept: int, verify: bool) -> Place:
-    """The memory that is meant, less what is kept of it; `on` may be the kind alone where `memory` is given."""
+    """The memory that is meant, less what is kept of it: a GPU's, unless `on` says 'cpu'."""
     found = device(on) if on not in (None, "cpu", "cuda") else None
     if verify and on == "cpu":
         raise BenchError("--verify runs on a GPU, not on the CPU.", "Leave --device out, or name a GPU.")
-    kind: Kind = "cuda" if found or verify or on == "cuda" else "cpu"
+    kind: Kind = "cpu" if on == "cpu" else "cuda"
     whole = fit.bytes_of(memory) if memory else found.memory_bytes if found else None
     if whole is None:
         raise BenchError(f"the memory of '{on}' is not known.", "Pass --memory, as in --memory 24GiB.")
     if kept >= whole:
         raise BenchError(f"--reserve leaves nothing of {units.size(whole)}.", "Give a smaller one.")
-    name = " of ".join([units.size(whole), *([found.name] if found else [])])
+    name = f"{units.size(whole)} of {found.name if found else 'the CPU' if kind == 'cpu' else 'a GPU'}"
     return Place(f"{name}, less {units.size(kept)}" if kept else name, whole - kept, kind)
 
 
