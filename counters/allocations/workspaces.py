@@ -15,8 +15,8 @@ def summing_bytes(rows: int, cols: int) -> int:
     Threads take four columns each; a block is 32 of them wide and 4 high, or narrower and higher where there are few.
     """
     groups = -(-cols // 4)
-    width = min(32, _power_below(groups))
-    height = min(_power_below(rows), 128 // width)
+    width = _power_below(min(groups, 32))
+    height = _power_below(min(rows, 128 // width))
     values = -(-rows // height) if rows >= min(256, 16 * height) else rows
     grid = -(-groups // width)
     target = MULTIPROCESSORS * (THREADS // (width * height))
