@@ -88,7 +88,7 @@ def count(model: str | ModelSpec, task: str = "prefill", **sizes: Any) -> Cost:
     spec = preset(model) if isinstance(model, str) else model
     case = read(Case, completed(spec, {**sizes, "task": task}), spec.name)
     cost = counters.count(case)
-    return Cost(cost.case, cost.step, cost.placed)
+    return Cost(cost.case, cost.step, cost.device)
 
 
 def check(module: "nn.Module", *inputs: Any, backward: bool = False, **named: Any) -> "ModuleCheck":

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 from benchbench.case import Case, loss_chunk_rows
 from benchbench.counters.allocator import rounded, segment_bytes
-from benchbench.counters.cost import Kind, count, step_of
+from benchbench.counters.cost import Kind, count
 from benchbench.counters.limited import Limited, played, played_within
-from benchbench.counters.memory import Fullest, fullest, has_program
+from benchbench.counters.memory import Fullest
 from benchbench.counters.timeline import Items, Repeat, Timeline
 from benchbench.errors import BenchError
 
@@ -132,11 +132,7 @@ class Sizes:
 
     def fullest(self, n: int) -> Fullest:
         if n not in self._counted:
-            case = self.at(n)
-            if has_program(case):  # which needs no operations
-                self._counted[n] = fullest(case, step_of(case), (), self.device)
-            else:
-                self._counted[n] = count(case, self.device).fullest
+            self._counted[n] = count(self.at(n), self.device).fullest
         return self._counted[n]
 
     def least(self, n: int) -> int:

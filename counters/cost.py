@@ -21,15 +21,21 @@ class Cost:
 
     case: Case
     step: Step
-    placed: tuple[Placed, ...]
-    """The model's operations in the order of its forward."""
     device: Kind = "cpu"
     """Whose kernels and allocator the memory is that of."""
 
     @cached_property
+    def placed(self) -> tuple[Placed, ...]:
+        """The model's operations in the order of its forward."""
+        if self.case.task == "core":
+            return core.mixer(self.case, self.step).placed
+        placed = tuple(_placed(self.case, self.step))
+        return (*placed, *_casts(self.case, placed))
+
+    @cached_property
     def fullest(self) -> memory.Fullest:
         """The moment when most is held, of everything that a call allocates and frees."""
-        return memory.fullest(self.case, self.step, self.placed, self.device)
+        return memory.fullest(self.case, self.step, lambda: self.placed, self.device)
 
     @cached_property
     def params(self) -> int:
@@ -118,12 +124,7 @@ def count(case: Case, device: Kind | None = None) -> Cost:
         UnsupportedError: The architecture cannot do this.
     """
     case.require_supported()
-    step = step_of(case)
-    kind: Kind = device or ("cuda" if case.path in case.spec.gpu_paths else "cpu")
-    if case.task == "core":
-        return Cost(case, step, core.mixer(case, step).placed, kind)
-    placed = tuple(_placed(case, step))
-    return Cost(case, step, (*placed, *_casts(case, placed)), kind)
+    return Cost(case, step_of(case), device or ("cuda" if case.path in case.spec.gpu_paths else "cpu"))
 
 
 def step_of(case: Case) -> Step:

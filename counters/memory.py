@@ -4,7 +4,7 @@ A family has a program over tensors that are only sizes, in allocations/<family>
 stands in: the fullest of a few moments, whose temporaries are bounded, not followed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -83,15 +83,18 @@ class Fullest:
         return self.timeline.alive(self.moment)[:LARGEST]
 
 
-def fullest(case: Case, step: Step, ops: Sequence[Placed], device: str = "cpu") -> Fullest:
-    """What a call of `case` holds on `device`, `cpu` or `cuda`, once earlier calls have settled its states."""
+def fullest(case: Case, step: Step, ops: Callable[[], Sequence[Placed]], device: str = "cpu") -> Fullest:
+    """What a call of `case` holds on `device`, `cpu` or `cuda`, once earlier calls have settled its states.
+
+    Of `ops`, the model's operations, only a sum is made.
+    """
     if case.task == "core":
         return Fullest(core.timeline(case, step), case.seq_len, exact=False)
     if has_program(case):
         from benchbench.counters.allocations.task import timeline
 
         return Fullest(timeline(case, step, device), case.seq_len, caching=device == "cuda")
-    return summed(case, step, ops)
+    return summed(case, step, ops())
 
 
 def has_program(case: Case) -> bool:

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchbench.errors import UnsupportedError
-from benchbench.models.kernels import loaded
-from benchbench.models.selective_scan_triton import DTYPES
+from benchbench.models.kernels import as_rows, loaded, require_narrow
 
 
 class Tile(NamedTuple):
@@ -30,12 +28,8 @@ def triton_conv(x_BLD: Tensor, weight_D1K: Tensor, bias_D: Tensor, past_BDK: Ten
     Raises:
         UnsupportedError: Triton is missing, the dtype is wider than float32, or the tensors are not on a GPU.
     """
-    if x_BLD.dtype not in DTYPES:
-        hint = "Take the path 'chunked', which computes in it."
-        raise UnsupportedError(f"the path 'triton' computes in float32, not in {x_BLD.dtype}", hint)
-    if x_BLD.stride(-1) != 1:
-        x_BLD = x_BLD.contiguous()
-    weight_DK = weight_D1K.squeeze(1)
+    require_narrow(x_BLD)
+    x_BLD, weight_DK = as_rows(x_BLD), weight_D1K.squeeze(1)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_BLD, weight_DK, bias_D)):
         before = None if past_BDK is None else past_BDK.clone()
         u_BLD: Tensor = _TritonConv.apply(x_BLD, weight_DK, bias_D, before)  # pyright: ignore[reportAssignmentType]

@@ -3,11 +3,26 @@
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchbench.errors import UnsupportedError
 from benchbench.extras import refusal
 from benchbench.models.base import has_numbers
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def require_narrow(tensor: Tensor) -> None:
+    """Raises `UnsupportedError` where a tensor is wider than the float32 that kernels compute in."""
+    if tensor.dtype not in DTYPES:
+        hint = "Take the path 'chunked', which computes in it."
+        raise UnsupportedError(f"the path 'triton' computes in float32, not in {tensor.dtype}", hint)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """With the last dimension contiguous; the others may be strided."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 class Unlaunched:

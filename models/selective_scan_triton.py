@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchbench.errors import UnsupportedError
-from benchbench.models.kernels import loaded
+from benchbench.models.kernels import as_rows, loaded, require_narrow
 from benchbench.models.scan_inputs import Inputs
 
 CHUNK = 128
 """Tokens between two states that training keeps: 4 N / CHUNK bytes a token and channel."""
 
 LOG2E = 1.4426950408889634
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_STATES = 32
 """With more, dΔ as a difference of sums over the states loses digits: 2e-4 of rms at 64, 3e-3 at 256."""
 
@@ -74,9 +72,7 @@ def triton_scan(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor]:
     n_state = inputs.A.shape[1]
     if n_state & (n_state - 1) or n_state > MAX_STATES:
         raise ValueError(f"the path 'triton' needs a d_state that is a power of two up to {MAX_STATES}, not {n_state}")
-    if inputs.u.dtype not in DTYPES:
-        hint = "Take the path 'chunked', which computes in it."
-        raise UnsupportedError(f"the path 'triton' computes in float32, not in {inputs.u.dtype}", hint)
+    require_narrow(inputs.u)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, h_BDN)):
         return _TritonScan.apply(*inputs, h_BDN)  # pyright: ignore[reportReturnType]
     if inputs.u.shape[1] == 1 and h_BDN.is_contiguous():
@@ -120,7 +116,7 @@ def _backward(inputs: Inputs, states: Tensor, dout_BLD: Tensor | None, dh_BDN: T
     sizes = Sizes(*inputs.u.shape, n_state=inputs.A.shape[1])  # pyright: ignore[reportCallIssue]
     forward, backward = loaded(states, "selective_scan_kernels", "selective_scan_kernels_backward")
     u, raw, z, B, C, A, D = _prepared(inputs)
-    dout = u.new_zeros(u.shape) if dout_BLD is None else _rows(dout_BLD)
+    dout = u.new_zeros(u.shape) if dout_BLD is None else as_rows(dout_BLD)
     du, draw, dz = (u.new_empty(u.shape) for _ in range(3))
     # A float32 gradient of raw may take alpha's place: each number is read before it is written.
     alpha = draw if draw.dtype == torch.float32 else torch.empty_like(draw, dtype=torch.float32)
@@ -158,7 +154,7 @@ def _launch(
 
 def _one_token(inputs: Inputs, h_BDN: Tensor) -> Tensor:
     """The outputs (B, 1, D) of one token; moves `h_BDN` on in place."""
-    u, raw, z, B, C = (_rows(tensor) for tensor in inputs[:5])
+    u, raw, z, B, C = (as_rows(tensor) for tensor in inputs[:5])
     batch, _, channels = u.shape
     y_B1D = u.new_empty(u.shape)
     A_DN, block = inputs.A.float().contiguous(), 32
@@ -180,11 +176,6 @@ def _carry(kernels: Any, states: Tensor, sums_BKD: Tensor, A_ND: Tensor, *, reve
 
 def _prepared(inputs: Inputs) -> tuple[Tensor, ...]:
     """The inputs as the kernels want them: B and C in float32, A turned and in units of 2."""
-    u, raw, z = (_rows(tensor) for tensor in inputs[:3])
+    u, raw, z = (as_rows(tensor) for tensor in inputs[:3])
     B, C = (tensor.float().contiguous() for tensor in inputs[3:5])
     return u, raw, z, B, C, (inputs.A.T.float() * LOG2E).contiguous(), inputs.D.float()
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """With the last dimension contiguous; the others may be strided."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -11,8 +11,9 @@ from rich.console import Console
 from torch import nn
 
 import benchbench
-from benchbench import Cost, check, count
+from benchbench import Cost, check, count, counters
 from benchbench.__main__ import main
+from benchbench.case import Case
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import preset
 
@@ -29,6 +30,13 @@ def test_importing_benchbench_imports_nothing_heavy():
 def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="module 'benchbench' has no attribute 'cuont'"):
         _ = benchbench.cuont
+
+
+def test_a_path_that_needs_a_gpu_is_counted_on_one():
+    case = Case.of(preset("mamba-tiny"), task="train", seq_len=16, path="fused")
+    cost = count("mamba-tiny", "train", seq_len=16, path="fused")
+    assert cost.device == "cuda"
+    assert cost.counted == counters.count(case, "cuda").counted != counters.count(case, "cpu").counted
 
 
 def test_sums_as_attributes():

@@ -4,8 +4,6 @@ Run as a program, this file computes `CUTS` with whatever Triton it gets and sav
 does so under the interpreter, which is chosen when Triton is imported, for all of a process.
 """
 
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from interpreted import saved_by
 from torch import Tensor
 
 from benchbench import models
@@ -128,10 +127,7 @@ def everything() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("interpreted") / "found.pt"
-    command = [sys.executable, "-W", "ignore", __file__, str(path)]
-    subprocess.run(command, check=True, env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=300)
-    return torch.load(path)
+    return saved_by(__file__, tmp_path_factory.mktemp("interpreted"))
 
 
 def check(found: dict[str, Tensor], wanted: dict[str, Tensor], share: float = 2e-5) -> None:

@@ -1,6 +1,7 @@
 """What the count knows of a case, by the names that claims use."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import get_args
@@ -77,12 +78,9 @@ def _layer(cost: Cost) -> dict[str, int]:
 def saved_bytes(case: Case, device: Device | None = None) -> int:
     """The most that is alive at once of what the forward leaves for the backward, autocast's weights included."""
     timeline = count(case, device).fullest.timeline
-    now = most = sum(block.count * block.size for block in timeline.held if block.category == "activations")
-    for block, sign in timeline.events():
-        if block.category == "activations":
-            now += sign * block.count * block.size
-            most = max(most, now)
-    return most
+    held = tuple(block for block in timeline.held if block.category == "activations")
+    items = [event for event in timeline.events() if event[0].category == "activations"]
+    return replace(timeline, held=held, items=items).peak()
 
 
 def lookup(name: str, case: Case, base: Case | None, device: Device | None = None) -> Fraction:

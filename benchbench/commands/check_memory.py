@@ -16,6 +16,7 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands.options import echo_tables, runs_for_real
+from benchbench.counters.cost import Kind
 from benchbench.errors import UnsupportedError
 from benchbench.specs import ModelSpec, preset, presets
 from benchbench.table import Column, Table, build
@@ -37,7 +38,7 @@ class Outcome:
     """Peaks of a case in bytes, and what is alive then; None where there is no such witness, and `reasons` why."""
 
     case: Case
-    device: str
+    device: Kind
     counted: "Fullest"
     fake: "Timeline | None"
     measured: int | None = None
@@ -99,7 +100,7 @@ def command(
         raise SystemExit(1)
 
 
-def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: str) -> Iterator[Case]:
+def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int, device: Kind) -> Iterator[Case]:
     """Every task of a model, and training's variations: on all paths where it is small, else on the device's own."""
     small = runs_for_real(Case.of(spec, task="prefill", seq_len=2))
     length = seq_len or min(64 if small else 1024, (spec.longest or 1025) - 1)
@@ -116,14 +117,12 @@ def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int
                 yield case.replace(dtype="bfloat16")
 
 
-def outcome(case: Case, device: str) -> Outcome:
+def outcome(case: Case, device: Kind) -> Outcome:
     """The three of one case; a witness that cannot see it leaves its reason."""
     from benchbench.counters import count
-    from benchbench.counters.memory import fullest
     from benchbench.counters.storages import follow
 
-    cost = count(case)
-    found = Outcome(case, device, fullest(case, cost.step, cost.placed, device), fake=None)
+    found = Outcome(case, device, count(case, device).fullest, fake=None)
     if not found.counted.exact:
         found = replace(found, reasons=("the count is a first sum, held against nothing",))
     try:
