@@ -5,8 +5,10 @@ from dataclasses import replace
 from benchbench.counters import dense, pointwise
 from benchbench.counters.op import Formula, Step, inside, recomputed
 
-TRITON_TOKENS = 64
-"""Tokens that one program of the convolution in Triton sums dw and db over."""
+TRITON_TOKENS = 128
+"""Tokens whose gradients one program of the convolution in Triton writes, and sums dw and db over."""
+SLOPE = pointwise.silu(1, 4).backward.flops
+"""FLOPs of a SiLU's slope, times a gradient, an element."""
 
 
 def causal_conv(step: Step, channels: int, taps: int, *, state_bytes: int = 0) -> tuple[Formula, Formula, Formula]:
@@ -30,16 +32,19 @@ def _in_triton(step: Step, conv: Formula) -> Formula:
 
     Forward: x read, u written. The first product is added to the bias, which so has no addition of its own; the SiLU is
     its sigmoid 4 (scale, exp, add, divide) and a product, which is one operation more than its formula.
-    Backward: one kernel reads x and du and computes the sum again, a multiply-add a tap, to write g = du·silu'; another
-    reads g and x, writes dx, and sums g·x and g over a tile of tokens. Those shares are written, read and summed.
+    Backward: one kernel reads x and du, computes the sum again, a multiply-add a tap, and g = du·silu' from it, writes
+    dx, and sums g·x and g over its tokens; it does the first two for as many tokens behind its own as reach back to
+    them, taps - 1. Its shares of dw and db are written, read and summed.
     What it keeps is x, half of in_proj's output, which is kept whole for the gate.
     """
     size, s = conv.sizes, step.width
     n, weights = size["rows"] * size["channels"], size["weights"]
-    size = {**size, "shares": step.batch * -(-step.new // TRITON_TOKENS) * (weights + size["channels"])}
+    programs = step.batch * -(-step.new // TRITON_TOKENS)
+    size = {**size, "shares": programs * (weights + size["channels"])}
+    again = programs * (size["taps"] - 1) * size["channels"]
     backward = replace(
         conv.backward,
-        extra_flops=conv.forward.flops + size["shares"],
-        bytes_moved=6 * s * n + 3 * s * weights + 8 * size["shares"],
+        extra_flops=conv.forward.flops + again * (2 * size["taps"] + SLOPE) + size["shares"],
+        bytes_moved=3 * s * n + 2 * s * weights + 8 * size["shares"],
     )
     return replace(conv, backward=backward, saved_bytes=0, sizes=size)

@@ -12,14 +12,16 @@ from benchbench.models.kernels import as_rows, loaded, require_narrow
 
 
 class Tile(NamedTuple):
-    """Tokens and channels of a program, and the warps that share them."""
+    """Tokens that a program walks, its channels, the warps that share them, and tokens in flight."""
 
-    tokens: int = 64
-    channels: int = 64
-    warps: int = 4
+    tokens: int
+    channels: int
+    warps: int = 1
+    unroll: int = 4
 
 
-TILE = Tile()
+FORWARD, BACKWARD = Tile(32, 128, unroll=8), Tile(128, 64)
+"""The fastest of those that tests/bench/kernel_causal_conv.py tries on an H200, at 131,072 tokens of 1536 channels."""
 
 
 def triton_conv(x_BLD: Tensor, weight_D1K: Tensor, bias_D: Tensor, past_BDK: Tensor | None = None) -> Tensor:
@@ -62,39 +64,38 @@ class _TritonConv(torch.autograd.Function):
         return *_backward(x_BLD, weight_DK, bias_D, past[0] if past else None, grad_outputs[0].contiguous()), None
 
 
-def _forward(
-    x_BLD: Tensor, weight_DK: Tensor, bias_D: Tensor, past_BDK: Tensor | None, dout_BLD: Tensor | None = None
-) -> Tensor:
-    """silu of the sum; given `dout_BLD`, that times its slope."""
-    out_BLD = x_BLD.new_empty(x_BLD.shape)
-    (kernels,) = loaded(out_BLD, "causal_conv_kernels")
-    given = (x_BLD, past_BDK, weight_DK, bias_D, dout_BLD, out_BLD)
-    _launch(kernels.causal_conv, *given, GRADIENT=dout_BLD is not None)
-    return out_BLD
+def _forward(x_BLD: Tensor, weight_DK: Tensor, bias_D: Tensor, past_BDK: Tensor | None) -> Tensor:
+    u_BLD = x_BLD.new_empty(x_BLD.shape)
+    (kernels,) = loaded(u_BLD, "causal_conv_kernels")
+    masked = bool(x_BLD.shape[1] % FORWARD.tokens or x_BLD.shape[2] % FORWARD.channels)
+    _launch(kernels.causal_conv, FORWARD, x_BLD, past_BDK, weight_DK, bias_D, u_BLD, MASKED=masked)
+    return u_BLD
 
 
 def _backward(
-    x_BLD: Tensor, weight_DK: Tensor, bias_D: Tensor, past_BDK: Tensor | None, dout_BLD: Tensor
+    x_BLD: Tensor, weight_DK: Tensor, bias_D: Tensor, past_BDK: Tensor | None, du_BLD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weight and the bias."""
     batch, length, channels = x_BLD.shape
     dx_BLD = x_BLD.new_empty(x_BLD.shape)
-    g_BLD = _forward(x_BLD, weight_DK, bias_D, past_BDK, dout_BLD)
-    tiles = batch, -(-length // TILE.tokens)
+    tiles = batch, -(-length // BACKWARD.tokens)
     dw_BTDK = x_BLD.new_empty(*tiles, *weight_DK.shape, dtype=torch.float32)
     db_BTD = x_BLD.new_empty(*tiles, channels, dtype=torch.float32)
     (kernels,) = loaded(x_BLD, "causal_conv_kernels")
-    _launch(kernels.causal_conv_backward, x_BLD, past_BDK, weight_DK, g_BLD, dx_BLD, dw_BTDK, db_BTD)
+    given = x_BLD, past_BDK, weight_DK, bias_D, du_BLD, dx_BLD, dw_BTDK, db_BTD
+    _launch(kernels.causal_conv_backward, BACKWARD, *given)
     return dx_BLD, dw_BTDK.sum((0, 1)).to(weight_DK.dtype), db_BTD.sum((0, 1)).to(bias_D.dtype)
 
 
-def _launch(kernel: Any, x_BLD: Tensor, past_BDK: Tensor | None, weight_DK: Tensor, *given: Any, **more: bool) -> None:
-    """Runs a kernel on every tile of tokens and channels of every sequence; x may be strided, dead pointers are x's."""
+def _launch(
+    kernel: Any, tile: Tile, x_BLD: Tensor, past_BDK: Tensor | None, weight_DK: Tensor, *given: Tensor, **more: bool
+) -> None:
+    """Runs a kernel on every tile of tokens and channels of every sequence; x may be strided, a missing past is x."""
     batch, length, channels = x_BLD.shape
-    grid = -(-channels // TILE.channels), -(-length // TILE.tokens), batch
-    pointers = (x_BLD if tensor is None else tensor for tensor in (x_BLD, past_BDK, weight_DK, *given))
+    grid = -(-channels // tile.channels), -(-length // tile.tokens), batch
+    pointers = x_BLD, x_BLD if past_BDK is None else past_BDK, weight_DK, *given
     sizes = {"D": channels, "K": weight_DK.shape[1], "PAST": past_BDK is not None}
-    cut = {"TOKENS": TILE.tokens, "BLOCK": TILE.channels, "num_warps": TILE.warps}
+    cut = {"TOKENS": tile.tokens, "BLOCK": tile.channels, "UNROLL": tile.unroll, "num_warps": tile.warps}
     kernel[grid](*pointers, length, *x_BLD.stride()[:2], **sizes, **more, **cut)
 
 

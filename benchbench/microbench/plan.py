@@ -92,10 +92,6 @@ PLAN: tuple[Spec, ...] = (
     *both_ways("add_norm", ROWS, "layer_norm_fn of mamba-ssm with a float32 residual", pointwise.add_norm, cpu=()),
     Spec("fused_scan_step", STEP, "selective_state_update of mamba-ssm, 16 states", recurrent.fused_scan_step, cpu=()),
     Spec("fused_conv_step", STEP, "causal_conv1d_update with SiLU, 4 taps", recurrent.fused_conv_step, cpu=()),
-    *both_ways("conv:triton", CONV, "the module with its SiLU, 4 taps", partial(recurrent.conv, "triton"), cpu=()),
-    Spec("conv_step:triton", STEP, "one token, 4 taps", partial(recurrent.conv_step, "triton"), cpu=()),
-    *both_ways("scan:triton", SCAN, "the module, 16 states", partial(recurrent.scan, "triton"), cpu=()),
-    Spec("scan_step:triton", STEP, "one token, 16 states", partial(recurrent.scan_step, "triton"), cpu=()),
     *both_ways("scan:chunked", SCAN, "the module, 16 states", partial(recurrent.scan, "chunked")),
     Spec("scan_step:chunked", STEP, "one token, 16 states", partial(recurrent.scan_step, "chunked")),
     *both_ways("ssd:chunked", DUAL, "the module, heads of 64, 128 states", partial(recurrent.dual, "chunked")),
@@ -107,6 +103,11 @@ PLAN: tuple[Spec, ...] = (
         Spec(name, ("tensors", "params"), f"step of torch.optim, {name}", partial(products.optimizer, name), cuda=WIDE)
         for name in ("adam", "sgd", "momentum")
     ),
+    Spec("conv_step:triton", STEP, "one token, 4 taps", partial(recurrent.conv_step, "triton"), cpu=()),
+    Spec("scan_step:triton", STEP, "one token, 16 states", partial(recurrent.scan_step, "triton"), cpu=()),
+    *both_ways("conv:triton", CONV, "the module with its SiLU, 4 taps", partial(recurrent.conv, "triton"), cpu=()),
+    # The compiler takes some seconds for each width.
+    *both_ways("scan:triton", SCAN, "the module, 16 states", partial(recurrent.scan, "triton"), cpu=()),
     *both_ways("scan:eager", SCAN, "the module, 16 states", partial(recurrent.scan, "eager"), cuda=WIDE),
     *resolvents("bk-causal", "eager"),
     *resolvents("bk-exact", "eager"),

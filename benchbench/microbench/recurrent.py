@@ -60,7 +60,7 @@ def scan_inputs(s: Supplies, batch: int, n: int, d: int, dtype: str, *, grad: bo
 def scan(path: str, s: Supplies, dtype: str, *, backward: bool) -> Points:
     """16 states a channel. The loops in Python are timed at short lengths: they cost the same at every token."""
     loops = path in ("chunked", "eager")
-    lengths = s.grid((64, 512) if loops else (64, 1024, 8192, 65536), (64, 512))
+    lengths = s.grid((64, 512) if loops else (128, 1024, 8192, 65536), (64, 512))
     batches = s.grid((1, 8), (1,))
     for batch, d, n in product(batches, s.grid((1280, 5120), (320, 1280)), lengths):
         if not s.fits(batch * n * d):

@@ -85,13 +85,12 @@ def by_kernels(t: Tape, x: Tensor, step: Step, weight: Tensor, bias: Tensor, *, 
 
     def backward(gradients: Gradients, saved: list[Storage]) -> Gradients:
         dx = Gradient(t.new(made, "dx"))
-        slope = t.new(made, "d sum")
         shares = t.new(4 * tiles * taps * channels, "shares of dW"), t.new(4 * tiles * channels, "shares of db")
         dw = summed_rows(t, tiles, taps * channels, 4)
         dw = dw if width == 4 else t.new(width * taps * channels, "dW")
         db = summed_rows(t, tiles, channels, 4)
         db = db if width == 4 else t.new(width * channels, "db")
-        del slope, shares
+        del shares
         return [dx, Gradient(dw, view=True), Gradient(db)]
 
     node = t.node((x, weight, bias), (x, weight, bias), backward)

@@ -5,7 +5,7 @@
 Prints one JSON line a measurement: forward, and forward with backward, at D = 1536, 4 taps, bfloat16, from 2k tokens to
 512k at batch 1, each in its own layout: ours and torch's (B, L, D), half of a wider tensor, causal-conv1d's (B, D, L).
 They take turns; medians of CUDA events, with the share of the time that the bytes alone would take by a copy. With
---sweep, before that, ours at L = 131072 under every tile of a small table, and the best one is kept.
+--sweep, before that, ours at L = 131072 in every tile of a small table, and the best ones are kept.
 """
 
 import argparse
@@ -23,9 +23,8 @@ from benchbench.models.mamba import CausalConv1d
 
 D, K = 1536, 4
 TILES = [
-    ours.Tile(*shape)
-    for shape in product((16, 32, 64, 128), (32, 64, 128), (4, 8))
-    if 1024 <= shape[0] * shape[1] <= 8192
+    ours.Tile(tokens, channels, warps, unroll)
+    for (channels, warps), tokens, unroll in product(((64, 1), (128, 1), (256, 1), (256, 2)), (32, 64, 128), (4, 8))
 ]
 
 
@@ -58,17 +57,18 @@ def theirs() -> Callable[..., Tensor] | None:
 
 
 def sweep(module: CausalConv1d, budget: float) -> None:
+    """Tries the tiles at L = 131072 on forward alone, then on both ways, and keeps the best of each."""
     leaves = drawn(131072, module)
     gradient = torch.randn(1, 131072, D, device="cuda", dtype=torch.bfloat16)
-    best = {"forward": (float("inf"), ours.TILE), "both": (float("inf"), ours.TILE)}
-    for ours.TILE in TILES:
-        calls = {"forward": forward(ours.triton_conv, leaves), "both": both_ways(ours.triton_conv, leaves, gradient)}
-        found = median_ms(calls, budget)
-        say(kind="sweep", **ours.TILE._asdict(), **found)
-        best = {name: min(best[name], (ms, ours.TILE)) for name, ms in found.items()}
-    for name, (ms, tile) in best.items():
-        say(kind="best", what=name, ms=ms, **tile._asdict())
-    ours.TILE = best["both"][1]
+    ways = {"FORWARD": forward(ours.triton_conv, leaves), "BACKWARD": both_ways(ours.triton_conv, leaves, gradient)}
+    for name, call in ways.items():
+        times: dict[ours.Tile, float] = {}
+        for tile in TILES:
+            setattr(ours, name, tile)
+            times[tile] = median_ms({name: call}, budget)[name]
+            say(kind=name, **tile._asdict(), ms=times[tile])
+        setattr(ours, name, min(times, key=lambda tile: times[tile]))
+        say(kind=f"best {name}", **getattr(ours, name)._asdict())
 
 
 def copy_ms(budget: float) -> float:
@@ -96,8 +96,8 @@ def main() -> None:
         if other is not None:
             turned = [leaves[0].detach().mT.contiguous().requires_grad_(), *leaves[1:]]
             calls["causal_conv1d"] = (other, turned, gradient.mT.contiguous())
-        # Of 2 bytes each: x read, u written; backward x and du read, g written; g and x read, dx written.
-        for what, way, times in (("forward", forward, 2), ("forward+backward", both_ways, 8)):
+        # Of 2 bytes each: x read, u written; backward x and du read, dx written.
+        for what, way, times in (("forward", forward, 2), ("forward+backward", both_ways, 5)):
             found = median_ms(
                 {who: way(*args[: 2 if way is forward else 3]) for who, args in calls.items()}, given.budget
             )
