@@ -81,7 +81,8 @@ def kernel_of(row: dict[str, str]) -> Kernel:
     """One launch, placed by the NVTX range that it ran in."""
     counts = {kind: round(float((row.get(metric) or "0").replace(",", ""))) for kind, metric in INSTRUCTIONS.items()}
     path, phase = _place(row)
-    return Kernel(row["Kernel Name"], path, phase, counts)
+    layers = int(row["Grid Size"].strip("()").split(",")[2])
+    return Kernel(row["Kernel Name"], path, phase, counts, layers)
 
 
 def _place(row: dict[str, str]) -> Place:

@@ -38,6 +38,8 @@ class Kernel:
     path: str
     phase: str
     counts: dict[str, int]
+    layers: int = 1
+    """The third extent of the launch's grid."""
 
     @property
     def kind(self) -> str:
@@ -213,36 +215,51 @@ def _chunks(rows: int, chunks: int) -> Iterator[tuple[int, int]]:
 
 TILE = re.compile(r"_(\d+)x(\d+)_(\d+)x\d+_(\d+)x(\d+)_")
 """In the names of cuBLAS's kernels for Hopper: a tile's extents, its depth, and a cluster's tiles each way."""
-OLDER_TILE = re.compile(r"_(\d+)x(\d+)_(\d+)x\d+_[nt]{2}_align")
-"""In those of older ones, which have no clusters."""
+OLDER_TILE = re.compile(r"_(\d+)x(\d+)(?:_(\d+)x\d+)?_[nt]{2}_align")
+"""In those of CUTLASS, which have no clusters, and of the oldest no depth: theirs is 32."""
 
 GROUPED = ".experts."
 """Modules whose products' extents are the router's choice: no rule predicts them."""
 
 MAX_PARTS = 32
+ALIGNED = 8
+"""Numbers of 2 bytes that are read at once, and that the depth of a layer is a multiple of."""
 
 
 def fits(product: Product, kernel: Kernel) -> bool:
     """Whether the kernel's tiles make exactly what it counted out of this product."""
-    return kernel.tensor_flops in set(tiled(product, kernel.name))
+    return kernel.tensor_flops in set(tiled(product, kernel.name, kernel.layers))
 
 
-def tiled(product: Product, name: str) -> Iterator[int]:
+def tiled(product: Product, name: str, layers: int = 1) -> Iterator[int]:
     """What the tensor cores count for a product, in a kernel's tiles, by clusters; either operand may come first.
 
-    A split-K kernel cuts the depth in parts of whole tiles; how many is not in its name.
+    A split-K kernel cuts the depth in parts. Those for Hopper take parts of whole tiles; how many is not in their
+    names. CUTLASS's have a layer of blocks for each.
     """
-    found = TILE.search(name) or OLDER_TILE.search(name)
+    if older := OLDER_TILE.search(name):
+        first, second, depth = (int(number or 32) for number in older.groups())
+        for m, n in ((first, second), (second, first)):
+            yield 2 * up(product.m, m) * up(product.n, n) * layered(product.k, layers, depth)
+        return
+    found = TILE.search(name)
     if found is None:
         yield product.flops
         return
-    first, second, depth, wide, high = (*map(int, found.groups()), 1, 1)[:5]
+    first, second, depth, wide, high = map(int, found.groups())
     parts = range(2, MAX_PARTS + 1) if "splitK" in name else range(1, 2)
     for m, n in ((first, second), (second, first)):
         for across, down in ((wide, high), (high, wide)):
             area = up(product.m, m * across) * up(product.n, n * down)
             for part in parts:
                 yield 2 * area * up(product.k, depth * part)
+
+
+def layered(depth: int, layers: int, tile: int) -> int:
+    """What `layers` run that share a depth evenly, as far as it is aligned, each in whole tiles."""
+    each = up(-(-depth // layers), ALIGNED)
+    whole, rest = divmod(depth, each)
+    return whole * up(each, tile) + up(rest, tile)
 
 
 def up(extent: int, tile: int) -> int:

@@ -34,6 +34,25 @@ def test_split_k_rounds_the_depth_up_to_parts() -> None:
     assert 2 * 96 * 1536 * (66 * 64) in tiled(product, "nvjet_sm90_tst_128x32_64x10_4x1_v_bz_splitK_TTT")
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "product", "counted"),
+    [
+        # 512 in 11 layers are 48 each, of which 2 tiles of 32 are run, and a last of 32: 10 · 64 + 32 = 672.
+        ("bf16_64x64_32x6_nt_align2", 11, Product(768, 2, 512), 2 * 768 * 64 * 672),
+        # 373 each, aligned 376, are 12 tiles of 32; the last 336 are 11: 131 tiles.
+        ("bf16_64x64_32x6_nt_align2", 11, Product(768, 2, 4096), 2 * 768 * 64 * 131 * 32),
+        # 376 each are 6 tiles of 64; of 22 layers the last has 296, which are 5.
+        ("bf16_64x128_64x3_nt_align2", 22, Product(768, 2, 8192), 2 * 768 * 64 * 131 * 64),
+        # No depth in the name.
+        ("bf16_64x64_nn_align1", 1, Product(4096, 768, 1), 2 * 4096 * 768 * 32),
+    ],
+)
+def test_layers_that_share_a_depth(name: str, layers: int, product: Product, counted: int) -> None:
+    """The numbers are those that an H200 counted for these products."""
+    assert counted in (66_060_288, 412_090_368, 824_180_736, 201_326_592)
+    assert counted in tiled(product, f"void cutlass::Kernel2<cutlass_80_tensorop_s16816gemm_{name}>", layers)
+
+
 def test_a_kernel_without_tiles_in_its_name_runs_what_is_asked() -> None:
     assert list(tiled(Product(3, 5, 7), "gemm")) == [2 * 3 * 5 * 7]
 
