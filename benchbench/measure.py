@@ -201,7 +201,10 @@ def gate_key(case: Case) -> str:
 
 
 def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase: OnPhase) -> tuple[Measured, Tensor]:
-    """The times, the host's peak resident set meanwhile, and the last call's output."""
+    """The times, the host's peak resident set meanwhile, and the last call's output.
+
+    Whatever ran before, the first call finds no more memory in use on a GPU than what is held.
+    """
     outputs: list[Tensor] = []
 
     def call() -> None:
@@ -210,6 +213,8 @@ def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase
 
     fresh = memory.reset_host_peak()
     wake(device)
+    if device.type == "cuda":
+        memory.settle_cuda(device)
     timing, used = watched(gpu_uuid(device), lambda: sample(call, protocol, timer_for(device), on_phase))
     measured = Measured(
         time_s=tuple(timing.time_s),
@@ -251,7 +256,7 @@ def trace(case: Case, result: Result) -> None:
     try:
         found = check_case(case, witness="torch")
     except UnsupportedError as error:
-        result.check(reason=f"not traced: {error.message}")
+        result.check(reason=error.message)
         return
     result.check(
         params=found.params if result.checked.params is None else result.checked.params,

@@ -94,6 +94,7 @@ def cap(device: torch.device, memory_bytes: int) -> None:
     """
     if device.type != "cuda":
         raise BenchError(f"--cuda-memory is about a GPU, not '{device}'.", "Use --device cuda.")
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     total = torch.cuda.get_device_properties(device).total_memory
     if memory_bytes > total:
         raise BenchError(f"{memory_bytes:,} bytes are more than the {total:,} of this GPU.", "Give less memory.")

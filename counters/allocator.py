@@ -8,10 +8,10 @@ of it is handed out. What is freed joins its free neighbours and stays in the al
 
 from bisect import bisect_left, insort
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from benchbench.counters.rounds import Stretch, stretch
-from benchbench.counters.timeline import Timeline
+from benchbench.counters.timeline import Block, Timeline
 
 BLOCK = 512
 SMALL = 2**20
@@ -134,9 +134,6 @@ class Allocator:
         return piece
 
 
-A = TypeVar("A", bound=Allocator)
-
-
 def _joined(first: Piece, second: Piece) -> Piece:
     first.size += second.size
     first.after = second.after
@@ -147,19 +144,24 @@ def _joined(first: Piece, second: Piece) -> Piece:
 
 def simulated(timeline: Timeline) -> Peaks:
     """The peaks of a timeline."""
-    allocator = played(timeline, Allocator())
+    allocator = Allocator()
+    play(timeline, allocator)
     return Peaks(timeline.peak(), allocator.most_allocated, allocator.most_reserved)
 
 
-def played(timeline: Timeline, allocator: A) -> A:
-    """`allocator` after all that a timeline allocates and frees."""
+def play(timeline: Timeline, allocator: Allocator) -> dict[Block, list[Piece]]:
+    """Takes `allocator` through all that a timeline allocates and frees; the pieces of each block that are left then.
+
+    Those of what is held are not among them.
+    """
     for rounds, blocks in groupby(timeline.held, key=lambda block: block.rounds):
         sizes = [rounded(block.size) for block in blocks for _ in range(block.count // rounds)]
         for _ in range(rounds):
             for size in sizes:
                 allocator.hand_out(size)
-    _take(stretch(timeline, rounded), allocator)
-    return allocator
+    whole, left = stretch(timeline, rounded)
+    _take(whole, allocator)
+    return left
 
 
 def _take(stretch: Stretch, allocator: Allocator) -> None:

@@ -5,13 +5,18 @@ segment that is wholly free, and takes it then if it fits; what fails after that
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+from typing import TypeVar
 
-from benchbench.counters import allocator
-from benchbench.counters.allocator import Piece
-from benchbench.counters.timeline import Timeline
+from benchbench.counters.allocator import Allocator, Piece, play
+from benchbench.counters.timeline import Block, Event, Items, Repeat, Timeline
+
+CALLS = 3
+"""Training steps that are followed. The third may need more segments than the second; later ones hardly ever do."""
 
 
-class Limited(allocator.Allocator):
+class Limited(Allocator):
     """Takes what it is asked for, above its limit too, so that `taken` says by how much it does not fit."""
 
     def __init__(self, limit: int) -> None:
@@ -52,6 +57,9 @@ class Limited(allocator.Allocator):
                     self._log.append((self._requests[piece.address], -1))
 
 
+A = TypeVar("A", bound=Limited)
+
+
 class _Full(Exception):  # noqa: N818
     """More is asked for than may be taken."""
 
@@ -67,13 +75,71 @@ class _Strict(Limited):
 
 
 def played(timeline: Timeline, limit: int) -> Limited:
-    """An allocator with a limit after all that a timeline allocates and frees."""
-    return allocator.played(timeline, Limited(limit))
+    """An allocator with a limit after all that a call allocates and frees, and what was before that."""
+    return _through(timeline, Limited(limit))
 
 
 def played_within(timeline: Timeline, limit: int) -> Limited | None:
     """The same; None as soon as it would be out of memory."""
     try:
-        return allocator.played(timeline, _Strict(limit))
+        return _through(timeline, _Strict(limit))
     except _Full:
         return None
+
+
+def _through(timeline: Timeline, allocator: A) -> A:
+    """A call, from an empty allocator; of training with an optimizer that has states, the first calls.
+
+    The end of the first makes the states. They take their place in segments that its activations left, where those of
+    the second call then do not fit as they did.
+    """
+    states = [block for block in timeline.held if block.category == "optimizer"]
+    if not states:
+        play(timeline, allocator)
+        return allocator
+    update = next((i for i, item in enumerate(timeline.items) if _updates(item)), len(timeline.items))
+    items = [*timeline.items[:update], *_made(states), *timeline.items[update:]]
+    others = tuple(block for block in timeline.held if block.category != "optimizer")
+    left = play(Timeline(others, items), allocator)
+    later = Timeline((), _without_workspaces(timeline.items))
+    for _ in range(CALLS - 1):
+        _release_gradients(left, allocator)
+        left = play(later, allocator)
+    return allocator
+
+
+def _release_gradients(left: dict[Block, list[Piece]], allocator: Allocator) -> None:
+    for block, pieces in left.items():
+        if block.category == "grads":
+            for piece in pieces:
+                allocator.release(piece)
+
+
+def _updates(item: Event | Repeat) -> bool:
+    """Whether the optimizer's step has begun."""
+    return any(map(_updates, item.items)) if isinstance(item, Repeat) else item[0].place == "optimizer" and item[1] > 0
+
+
+def _made(states: Iterable[Block]) -> Items:
+    """The allocations of blocks, parameter by parameter."""
+    items: Items = []
+    for rounds, blocks in groupby(states, key=lambda block: block.rounds):
+        repeat = Repeat(rounds)
+        for block in blocks:
+            once = Block(block.size, block.name, block.category, block.place, block.count // rounds)
+            repeat.items.append((once, 1))
+        items.append(repeat)
+    return items
+
+
+def _without_workspaces(items: Items) -> Items:
+    """What a later call does, to which cuBLAS's workspaces are left."""
+    found: Items = []
+    for item in items:
+        if isinstance(item, Repeat):
+            repeat = Repeat(item.times)
+            repeat.items = _without_workspaces(item.items)
+            found.append(repeat)
+        elif not item[0].name.startswith("cuBLAS"):
+            found.append(item)
+    return found

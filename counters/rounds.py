@@ -26,16 +26,17 @@ class Stretch:
     left: list[tuple[Stack, Stack]]
 
 
-def stretch(timeline: Timeline, weigh: Weigh) -> Stretch:
-    """All that a timeline allocates and frees, block by block."""
-    return _Stretches(timeline, weigh).whole
+def stretch(timeline: Timeline, weigh: Weigh) -> tuple[Stretch, dict[Block, Stack]]:
+    """All that a timeline allocates and frees, block by block, and where what is alive of each block will be."""
+    found = _Stretches(timeline, weigh)
+    return found.whole, found.stacks
 
 
 class _Stretches:
     def __init__(self, timeline: Timeline, weigh: Weigh) -> None:
         self._weigh = weigh
         self._found = _found(timeline)
-        self._stacks: dict[Block, Stack] = defaultdict(list)
+        self.stacks: dict[Block, Stack] = defaultdict(list)
         self._left: list[tuple[Stack, Block, tuple[Stretch, ...]]] = []
         """What rounds leave, what it is found as, and the stretches that it is allocated in, from the outermost."""
         self._freed: dict[Block, list[Stretch]] = defaultdict(list)
@@ -43,7 +44,7 @@ class _Stretches:
         for made, found, around in self._left:
             # The round of the loop that frees what it finds: it may have made it in another loop inside.
             end = next((one for one in around if one in self._freed[found]), around[-1])
-            end.left.append((made, self._stacks[found]))
+            end.left.append((made, self.stacks[found]))
 
     def _stretch(self, items: Items, times: int, around: tuple[Stretch, ...]) -> Stretch:
         steps: list[Step] = []
@@ -56,7 +57,7 @@ class _Stretches:
                 continue
             block, sign = item
             found = self._found.get(block, block)
-            stack: Stack = self._stacks[found]
+            stack: Stack = self.stacks[found]
             if sign < 0:
                 self._freed[block].append(stretch)
             elif found is not block:

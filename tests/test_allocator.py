@@ -3,7 +3,7 @@
 import pytest
 
 from benchbench.counters.allocations.workspaces import summing_bytes
-from benchbench.counters.allocator import Allocator, Peaks, Piece, played, simulated
+from benchbench.counters.allocator import Allocator, Peaks, Piece, play, simulated
 from benchbench.counters.timeline import Block, Event, Items, Repeat, Timeline
 
 KIB, MIB = 2**10, 2**20
@@ -134,7 +134,9 @@ def repeated(times: int, items: Items) -> Repeat:
 
 
 def noted(*items: Event | Repeat) -> list[int]:
-    return played(Timeline((), list(items)), Numbered()).noted
+    allocator = Numbered()
+    play(Timeline((), list(items)), allocator)
+    return allocator.noted
 
 
 def test_a_round_frees_what_the_one_before_it_left() -> None:

@@ -8,6 +8,7 @@ from benchbench.case import Case, completed
 from benchbench.commands import fit_verify
 from benchbench.commands.fit import command
 from benchbench.counters import count
+from benchbench.counters.allocator import simulated
 from benchbench.counters.limited import Limited, played, played_within
 from benchbench.counters.timeline import Block, Timeline
 from benchbench.errors import BenchError
@@ -48,6 +49,19 @@ def test_no_amount_of_memory(text):
 
 
 # An allocator that may take so much
+
+
+def test_states_lie_where_the_first_step_left_room():
+    """Made before, they would be 12 MiB beside the 30 of the activations; made at the end of the first step, they are
+    cut from those 30, and the second step's activations need a segment more, which nothing can be given back for.
+    """
+    kept, saved = Block(30 * MIB, "x", "activations"), Block(12 * MIB, "w", "optimizer")
+    root = Block(12 * MIB, "root", "workspace", "optimizer")
+    step = Timeline((saved,), [(kept, 1), (kept, -1), (root, 1), (root, -1)])
+    assert simulated(step).reserved == (30 + 12) * MIB
+    assert played(step, 42 * MIB).taken == (30 + 30) * MIB
+    assert played_within(step, 42 * MIB) is None
+    assert played_within(step, 60 * MIB) is not None
 
 
 def test_free_segments_are_given_back_before_the_limit_is_passed():
@@ -234,7 +248,7 @@ class Told:
         self.closed = True
 
 
-@pytest.mark.parametrize(("past", "agrees"), [("oom", True), ("ok", False)])
+@pytest.mark.parametrize(("past", "agrees"), [("oom", True), ("ok", False), ("unsupported", None)])
 def test_a_run_agrees_where_only_the_answer_fits(past, agrees):
     case = sizes("mamba-tiny", "train", "batch").case
     points = (Point(3, 10, 10, fits=True, simulated=True), Point(4, 20, 20, fits=False, simulated=True))

@@ -231,7 +231,7 @@ def test_a_tracer_that_cannot_see_the_case_leaves_its_columns_absent(bench: Benc
 
     assert result.status == "ok"
     assert result.checked.traced_flops is None
-    assert result.checked.reason == "not traced: too dark"
+    assert result.checked.reason == "too dark"
     assert result.checked.params == 102_720
 
 

@@ -97,7 +97,7 @@ def command(
         title = f"{answers[0].case.model}, {setting(answers[0].case)}: what fits in {where.name}"
         tables = [answers_table(title, answers), *([runs_table(runs)] if runs else [])]
         echo_tables(tables, output, notes(answers, kept))
-    if any(not run.agrees for run in runs):
+    if any(run.agrees is False for run in runs):
         raise SystemExit(1)
 
 
@@ -209,6 +209,9 @@ def smallest_line(rows: Sequence[Held]) -> str:
     return f"{first.device.name} is the smallest device of the table that holds it."
 
 
+VERDICTS = {True: "agrees", False: "DIFFERS", None: "not run"}
+
+
 def runs_table(runs: "Sequence[Run]") -> Table:
     """What the GPU said of each."""
     columns: tuple[Column[Run], ...] = (
@@ -218,7 +221,7 @@ def runs_table(runs: "Sequence[Run]") -> Table:
         Column("counted_bytes", "peak", "counted", lambda run: run.point.allocated, units.integer),
         Column("measured_bytes", "peak", "measured", lambda run: run.peak_bytes, units.integer),
         Column("reserved_bytes", "reserved", "measured", lambda run: run.reserved_bytes, units.integer),
-        Column("verdict", "verdict", "text", lambda run: "agrees" if run.agrees else "DIFFERS"),
+        Column("verdict", "verdict", "text", lambda run: VERDICTS[run.agrees]),
     )
     return build("run with no more memory than that", (), columns, runs)
 

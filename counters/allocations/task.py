@@ -35,11 +35,11 @@ def timeline(case: Case, step: Step, device: str = "cpu", *, threads: int = 1) -
         threads=threads,
     )
     spec, s = case.spec, DTYPE_BYTES[case.dtype]
-    t.hold(8 * step.rows * case.accumulate, "tokens", "workspace", count=1 + step.training)
     table = t.parameter(spec.vocab_size, spec.d_model, s, "embedding")
     model = _family(spec.family, step.path)(t, spec, step, table)
     head = table if spec.tied_head else t.parameter(spec.vocab_size, spec.d_model, s, "lm_head")
     bias = t.parameter(1, spec.vocab_size, s, "lm_head") if spec.head_bias else None
+    t.hold(8 * step.rows * case.accumulate, "tokens", "workspace", count=1 + step.training)
     run = _train if step.training else _prefill if case.task == "prefill" else _decode
     run(t, case, step, model, head, bias)
     return t.timeline()
