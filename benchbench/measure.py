@@ -177,7 +177,7 @@ class Bench:
         self._key = self._model = None
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            memory.settle_cuda(self.device)  # or the next weights lie around workspaces of what ran before
 
     def _phase(self, phase: str) -> None:
         self.on_phase(phase, 0, None)
