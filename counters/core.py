@@ -31,7 +31,7 @@ def at(place: str, ops: Iterable[Placed]) -> tuple[Placed, ...]:
     return tuple(Placed(place, op.formula) for op in ops)
 
 
-def timeline(case: Case, step: Step) -> Timeline:
+def timeline(case: Case, step: Step, device: str = "cpu") -> Timeline:
     """Weights and inputs throughout, output and temporaries as one that comes and goes."""
     found = mixer(case, step)
     weights = [
@@ -41,4 +41,9 @@ def timeline(case: Case, step: Step) -> Timeline:
     ]
     inputs = Block(found.input_bytes, "inputs", "workspace")
     working = Block(found.working_bytes, "output and temporaries", "workspace", "mixer")
-    return Timeline((*weights, inputs), [(working, 1), (working, -1)])
+    blocks = [working]
+    if device == "cuda":
+        from benchbench.counters.allocations.core import aside
+
+        blocks.append(Block(aside(case.spec, step), "workspace", "workspace", "mixer"))
+    return Timeline((*weights, inputs), [(block, sign) for sign in (1, -1) for block in blocks])

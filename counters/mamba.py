@@ -69,17 +69,19 @@ def _scan_holds(step: Step, channels: int, n_state: int) -> int:
     states and decays of a chunk; A twice, and the first state. Both: what is not float32, in float32.
     `fused`: y, y before its gate, and each chunk's pair of decay and state; A.
     `triton`: y; the states between chunks and the sums of Δ; B and C in float32; A twice, first and last state.
+    Both: D in float32.
     """
     batch, n, output = step.batch, 4 * step.rows * channels, step.width * step.rows * channels
     shared, matrix = 4 * step.rows * n_state, 4 * channels * n_state
     state, wide = batch * matrix, 0 if step.width == 4 else 3 * n + 2 * shared
+    skip = 4 * channels if wide else 0
     if step.path == "eager":
-        return 4 * n * n_state + 2 * n + matrix + state + wide + (4 * channels if wide else 0)
+        return 4 * n * n_state + 2 * n + matrix + state + wide + skip
     if step.path == "fused":
-        return 2 * output + 2 * state * -(-step.new // FUSED_CHUNK) + matrix
+        return 2 * output + 2 * state * -(-step.new // FUSED_CHUNK) + matrix + skip
     if step.path == "triton":
         chunks = -(-step.new // TRITON_CHUNK)
         between = (chunks + 1) * state + 4 * batch * chunks * channels
-        return output + between + (2 * shared if wide else 0) + 2 * matrix + 2 * state
+        return output + between + (2 * shared if wide else 0) + 2 * matrix + 2 * state + skip
     ordered = n + 2 * shared if batch > 1 else 0
     return 4 * n + ordered + (2 * min(SCAN_CHUNK, step.new) + 1) * state + 2 * matrix + state + wide

@@ -89,7 +89,7 @@ def fullest(case: Case, step: Step, ops: Callable[[], Sequence[Placed]], device:
     Of `ops`, the model's operations, only a sum is made.
     """
     if case.task == "core":
-        return Fullest(core.timeline(case, step), case.seq_len, exact=False)
+        return Fullest(core.timeline(case, step, device), case.seq_len, exact=False)
     if has_program(case):
         from benchbench.counters.allocations.task import timeline
 
