@@ -20,9 +20,6 @@ from benchbench.suite import Suite
 ROUND_S = 5.0
 """Of each series' time, in which a worker keeps to one model as far as it can: to build one takes a second or two."""
 
-MEMORY_RATIO = 0.01
-"""How far the peak of requested bytes on a GPU may be from the counted one: a share of that."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -157,9 +154,8 @@ def held_against_count(job: Job, outcome: Outcome, memory_bytes: int) -> Outcome
         said = f"{units.size(counted.peak_bytes)} by the count, {units.size(memory_bytes)} were available"
     elif peak is None:
         return outcome
-    elif abs(peak - counted.peak_requested_bytes) > MEMORY_RATIO * counted.peak_requested_bytes:
-        share = units.percent(peak / counted.peak_requested_bytes - 1, signed=True)
-        said = f"peak memory {peak:,} B, {counted.peak_requested_bytes:,} B by the count ({share})"
+    else:
+        said = counted.contradicted_by(peak)
     checked = (outcome.checked or Checked()).replace(memory="differs" if said else "agrees")
     return replace(outcome, checked=checked, reason="; ".join(filter(None, (outcome.reason, said))) or None)
 

@@ -58,12 +58,17 @@ def commit(env: Environment) -> str:
     git = env.get("git")
     if not git or not git["sha"]:
         return "unknown"
+    counted = git.get("counted_by")
+    return _named(git) + (f", counted by {_named(counted)}" if counted and counted["sha"] != git["sha"] else "")
+
+
+def _named(git: dict[str, Any]) -> str:
     return git["sha"][:7] + (" (dirty)" if git["dirty"] else "")
 
 
 def dirty(env: Environment) -> bool:
     git = env.get("git")
-    return bool(git and git["dirty"])
+    return bool(git and (git["dirty"] or git.get("counted_by", git)["dirty"]))
 
 
 def protocol_line(protocols: Iterable[Protocol]) -> str:

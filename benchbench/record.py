@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from benchbench import units
 from benchbench.case import Case
 from benchbench.gpu import GpuUse
 from benchbench.stats import Summary
@@ -14,6 +15,8 @@ SCHEMA = 1
 """Raised when a reader of older records would misread newer ones."""
 
 Status = Literal["ok", "oom", "unsupported", "skipped", "timeout", "error", "lost", "diverged"]
+MEMORY_RATIO = 0.01
+"""How far the peak of requested bytes on a GPU may be from the counted one: a share of that."""
 FINAL: frozenset[str] = frozenset({"ok", "oom", "unsupported", "skipped", "diverged"})
 """Statuses that answer the question; the others are tried again with `--retry`."""
 
@@ -59,6 +62,13 @@ class Counted(Value, frozen=True):
     time_high_s: float | None = None
     time_basis: str | None = None
     device: str | None = None
+
+    def contradicted_by(self, peak: int) -> str | None:
+        """What is wrong if a GPU's allocator was asked for `peak` bytes at most; None where that is as counted."""
+        if abs(peak - self.peak_requested_bytes) <= MEMORY_RATIO * self.peak_requested_bytes:
+            return None
+        share = units.percent(peak / self.peak_requested_bytes - 1, signed=True)
+        return f"peak memory {peak:,} B, {self.peak_requested_bytes:,} B by the count ({share})"
 
 
 class Measured(Value, frozen=True):

@@ -20,4 +20,4 @@ class Value(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for key in changes:
             if key not in type(self).model_fields:
                 raise unknown("field", key, type(self).model_fields)
-        return read(type(self), {**self.model_dump(), **changes}, type(self).__name__)
+        return read(type(self), {**self.model_dump(by_alias=True), **changes}, type(self).__name__)

@@ -22,8 +22,11 @@ from benchbench.errors import BenchError
 )
 @click.option("--plot", is_flag=True, help="With --out: draw time and cost over the length, too.")
 @click.option("--allow-dirty", is_flag=True, help="With --out: accept what was measured with uncommitted changes.")
+@click.option("--recount", is_flag=True, help="Count anew, by the present formulas; what was measured stays.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a record.")
-def command(run: Path | None, form: str, out: Path | None, plot: bool, allow_dirty: bool, schema: bool) -> None:
+def command(
+    run: Path | None, form: str, out: Path | None, plot: bool, allow_dirty: bool, recount: bool, schema: bool
+) -> None:
     """Print the tables of RUN: a run folder, or a JSON file of results."""
     from benchbench import report
 
@@ -39,6 +42,12 @@ def command(run: Path | None, form: str, out: Path | None, plot: bool, allow_dir
     results = report.load(run)
     if not results.records:
         raise BenchError(f"'{run}' has no records yet.")
+    if recount:
+        import benchbench
+        from benchbench.env import git
+        from benchbench.recount import recounted
+
+        results = recounted(results, git(Path(benchbench.__file__).parents[1]))
     if out is not None:
         from benchbench.publish import publish
 
