@@ -108,7 +108,7 @@ def figure(records: Sequence[Record]) -> "Figure":
 
 
 class Look(NamedTuple):
-    """A family's colour and marker; its second model has other dashes and a hollow marker."""
+    """A family's colour and marker; its second model or path has other dashes, and another marker, which is hollow."""
 
     color: str
     marker: str
@@ -126,7 +126,8 @@ def looks(groups: Iterable[Sequence[Record]]) -> dict[str, Look]:
         place = sum(families[other] == families[label] for other in known)
         color = PALETTE[which % len(PALETTE)]
         dashes = DASHES[place % len(DASHES)]
-        known[label] = Look(color, MARKERS[which % len(MARKERS)], dashes, "white" if place else color)
+        marker = MARKERS[(which + place * len(colours)) % len(MARKERS)]
+        known[label] = Look(color, marker, dashes, "white" if place else color)
     return known
 
 

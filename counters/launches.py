@@ -192,7 +192,8 @@ def _learned_scale_back(op: Op, case: Case) -> Launches:
 
 
 def _cast(op: Op, case: Case) -> Launches:
-    yield Launch("narrow" if op.phase == "forward" else "widen", (op.formula.sizes["weights_cast"],), 1, "float32")
+    weights = (op.formula.sizes["weights_cast"],)
+    yield Launch("narrow", weights, 1, "float32") if op.phase == "forward" else Launch("widen", weights)
 
 
 def _accumulation_back(op: Op, case: Case) -> Launches:

@@ -45,6 +45,8 @@ class Time:
     """At the slowest that was measured; None of a bound."""
     bound: bool
     basis: str
+    host_s: float = 0.0
+    """What the host takes to launch it all, while the device works; 0 where that is not known."""
 
 
 class Piece(NamedTuple):
@@ -78,7 +80,9 @@ def predict(cost: Cost, device: Device) -> Time | None:
     else:
         total = elapsed(pieces, cost.case, device.calibration)
     low = floor if floor is not None else sum(op.repeat * piece.low_s for op, piece in pieces)
-    return Time(total.device_s, min(low, total.device_s), total.high_s, False, f"as measured on {device.name}")
+    return Time(
+        total.device_s, min(low, total.device_s), total.high_s, False, f"as measured on {device.name}", total.host_s
+    )
 
 
 def counted_on(cost: Cost, device: Device) -> Counted:

@@ -27,11 +27,11 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def test_the_table_is_the_results() -> None:
     assert RESULT
     section = (ROOT / RESULT[1]).read_text("utf-8").split("## prefill")[1].split("\n## ")[0]
-    known = {(row["N"], row["model"]): row for row in tables(section)[0]}
+    known = {(row["N"], row["model"], row["path"]): row for row in tables(section)[0]}
     shown = next(table for table in tables(README) if "N" in table[0])
     assert len(shown) >= 9
     for row in shown:
-        assert row.items() <= known[row["N"], row["model"]].items()
+        assert row.items() <= known[row["N"], row["model"], row["path"]].items()
 
 
 def test_every_sentence_quoted_from_the_results_is_theirs() -> None:

@@ -100,7 +100,7 @@ PLAN: tuple[Spec, ...] = (
     *resolvents("bk-exact", "chunked"),
     *resolvents("bk-compat", ""),
     *(
-        Spec(name, ("tensors", "params"), f"step of torch.optim, {name}", partial(products.optimizer, name), cuda=WIDE)
+        Spec(name, ("tensors", "params"), f"step of torch.optim, {name}", partial(products.optimizer, name))
         for name in ("adam", "sgd", "momentum")
     ),
     Spec("conv_step:triton", STEP, "one token, 4 taps", partial(recurrent.conv_step, "triton"), cpu=()),
@@ -108,10 +108,10 @@ PLAN: tuple[Spec, ...] = (
     *both_ways("conv:triton", CONV, "the module with its SiLU, 4 taps", partial(recurrent.conv, "triton"), cpu=()),
     # The compiler takes some seconds for each width.
     *both_ways("scan:triton", SCAN, "the module, 16 states", partial(recurrent.scan, "triton"), cpu=()),
-    *both_ways("scan:eager", SCAN, "the module, 16 states", partial(recurrent.scan, "eager"), cuda=WIDE),
+    *both_ways("scan:eager", SCAN, "the module, 16 states", partial(recurrent.scan, "eager")),
     *resolvents("bk-causal", "eager"),
     *resolvents("bk-exact", "eager"),
-    Spec("scan_step:eager", STEP, "one token, 16 states", partial(recurrent.scan_step, "eager"), cuda=WIDE),
+    Spec("scan_step:eager", STEP, "one token, 16 states", partial(recurrent.scan_step, "eager")),
     *both_ways("ssd:eager", DUAL, "the module, heads of 64", partial(recurrent.dual, "eager"), cuda=WIDE),
     Spec("ssd_step:eager", ("heads", "batch"), "one token", partial(recurrent.dual_step, "eager"), cuda=WIDE),
 )

@@ -2,7 +2,8 @@
 
     python tests/bench/time_model.py results/long-context/nvidia-h200.json results/devices/nvidia-h200.toml
 
-Prints a Markdown table, then the median |error| and the share of cases within 25 %, for all and by task. `--ops MODEL`
+Prints a Markdown table, then the median |error| and the share of cases within 25 %: for all, by task, and for those
+apart that take as long as the host needs to launch them, which varies with whatever else its cores do. `--ops MODEL`
 prints what the operations of one model's cases take by the model, largest first, to find what an error stands on.
 """
 
@@ -23,6 +24,8 @@ from benchbench.record import Record
 from benchbench.report import load
 
 WITHIN = 0.25
+LAUNCHING = 0.9
+"""A case waits for the host if its launches take this share of the predicted time, or more."""
 
 
 class Row(NamedTuple):
@@ -32,6 +35,11 @@ class Row(NamedTuple):
     high_s: float
     measured_s: float
     basis: str
+    host_s: float
+
+    @property
+    def waits(self) -> bool:
+        return self.predicted_s is not None and self.host_s >= LAUNCHING * self.predicted_s
 
     @property
     def error(self) -> float:
@@ -49,7 +57,8 @@ def rows(records: Sequence[Record], on: Device) -> list[Row]:
         known = guess is not None and not guess.bound
         low, high = (guess.low_s, guess.high_s or 0.0) if guess else (0.0, 0.0)
         basis = guess.basis if guess else "nothing is known of the device"
-        found.append(Row(record, guess.time_s if guess and known else None, low, high, time.median, basis))
+        host_s = guess.host_s if guess else 0.0
+        found.append(Row(record, guess.time_s if guess and known else None, low, high, time.median, basis, host_s))
     return found
 
 
@@ -103,6 +112,8 @@ def main() -> None:
     print(summary("all", found))
     for task in dict.fromkeys(row.record.case.task for row in found):
         print(summary(task, [row for row in found if row.record.case.task == task]))
+    print(summary("launches last as long", [row for row in found if row.waits]))
+    print(summary("the device is busy", [row for row in found if not row.waits]))
     for row in found:
         if row.record.case.model == options.ops:
             print("\n" + operations(row.record, on))
