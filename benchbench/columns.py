@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchbench import units
+from benchbench.axis import BATCH, LENGTH, Axis
 from benchbench.case import TASKS, Case
 from benchbench.devices import Device, reported
 from benchbench.record import Counted, Measured, Record
@@ -242,20 +243,28 @@ def case_columns(records: Sequence[Record], environments: Environments | None = 
 
 @dataclass(frozen=True)
 class Group:
-    """One table's cases. `batch` is None where it shrinks as N grows, so that a call always reads `tokens`."""
+    """One table's cases, which differ in N. `batch` is None where it shrinks as N grows, so that a call always reads
+    `tokens`, and where the cases differ in it, and all have `seq_len`.
+    """
 
     task: str
     dtype: str
     optimizer: str | None
     batch: int | None
     tokens: int | None = None
+    seq_len: int | None = None
     ways: tuple[str, ...] = ()
     """How else its cases depart from plain ones."""
 
     @property
     def title(self) -> str:
         size = f"{units.integer(self.tokens)} tokens a call" if self.tokens else f"batch {self.batch}"
+        size = f"N={units.integer(self.seq_len)}" if self.seq_len else size
         return " · ".join(filter(None, (self.task, self.dtype, size, self.optimizer, *self.ways)))
+
+    @property
+    def axis(self) -> Axis:
+        return BATCH if self.seq_len else LENGTH
 
 
 def ways_of(case: Case) -> tuple[str, ...]:
@@ -282,7 +291,7 @@ def current(records: Iterable[Record]) -> list[Record]:
 
 
 def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
-    """The current records of one suite and machine, by table: task, dtype, optimizer, ways, then batch."""
+    """The current records of one suite and machine, by table: task, dtype, optimizer, ways, then batch, or N."""
     alike: dict[Group, list[Record]] = {}
     for record in current(records):
         case = record.case
@@ -294,6 +303,10 @@ def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
         tokens = {n * batch for n, batch in sizes}
         if len(sizes) > 1 and len(tokens) == 1:
             groups[replace(shared, tokens=tokens.pop())] = members
+            continue
+        lengths = {n for n, _ in sizes}
+        if len(sizes) > 1 and len(lengths) == 1:
+            groups[replace(shared, seq_len=lengths.pop())] = members
             continue
         for batch in sorted({batch for _, batch in sizes}):
             groups[replace(shared, batch=batch)] = [record for record in members if record.case.batch == batch]

@@ -6,25 +6,26 @@ Every sentence says whether it speaks of counted or of measured numbers, and non
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from benchbench.axis import LENGTH, Axis
 from benchbench.columns import agreement, counted_peak, measured_peak, peak_basis, time_of
 from benchbench.record import Record
 from benchbench.scaling import METRICS, CountAt, Finding, crossovers, exponents, series
 from benchbench.units import count, digits, integer, listing
 
 
-def findings(records: Sequence[Record], count_at: CountAt | None = None) -> tuple[Finding, ...]:
-    """What one table's records say together. With `count_at`, counted crossings are located to the token."""
+def findings(records: Sequence[Record], count_at: CountAt | None = None, axis: Axis = LENGTH) -> tuple[Finding, ...]:
+    """What one table's records say together. With `count_at`, counted crossings are located exactly."""
     lines = series(records)
     return (
-        *(crossover for metric in METRICS if (crossover := crossovers(metric, lines, count_at))),
-        *(growth for metric in METRICS if (growth := exponents(metric, lines))),
-        *absences(lines),
+        *(crossover for metric in METRICS if (crossover := crossovers(metric, lines, count_at, axis))),
+        *(growth for metric in METRICS if (growth := exponents(metric, lines, axis))),
+        *absences(lines, axis),
         *agreements(records),
     )
 
 
-def absences(lines: dict[str, list[Record]]) -> list[Finding]:
-    """The first length of each model that has another status than ok, by status, with its reason."""
+def absences(lines: dict[str, list[Record]], axis: Axis = LENGTH) -> list[Finding]:
+    """The first place of each model that has another status than ok, by status, with its reason."""
     sentences: list[Finding] = []
     for label, records in lines.items():
         by_status: dict[str, list[Record]] = {}
@@ -34,8 +35,9 @@ def absences(lines: dict[str, list[Record]]) -> list[Finding]:
             if status != "ok":
                 first = group[0]
                 why = " ".join((first.reason or "no reason was recorded").split()).rstrip(".")
-                share = f"{len(group)} of {len(records)} lengths"
-                text = f"Not measured: {label} is {status} at {share}, first at N={integer(first.case.seq_len)}: {why}."
+                share = f"{len(group)} of {len(records)} {axis.many}"
+                place = f"{axis.symbol}={integer(axis.of(first.case))}"
+                text = f"Not measured: {label} is {status} at {share}, first at {place}: {why}."
                 sentences.append(Finding(text))
     return sentences
 

@@ -1,11 +1,12 @@
 # pyright: standard
-"""Cost, time and memory over the context length: one row of panels a task, counted lines and measured dots apart."""
+"""Cost, time and memory over the context length or the batch: a row of panels a task, counted and measured apart."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from benchbench.axis import Axis
 from benchbench.columns import Group, grouped
 from benchbench.errors import BenchError
 from benchbench.record import Record
@@ -22,21 +23,21 @@ DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)))
 
 
 class Panel(NamedTuple):
-    """One quantity over N. `unit` is what it is drawn in, and the title says so."""
+    """One quantity. `unit` is what it is drawn in, and the title says so."""
 
     title: str
     unit: float
     kind: Literal["counted", "measured"]
-    point: Callable[[Record], Point | None]
+    point: Callable[[Record, Axis], Point | None]
 
 
-def measured_peak(record: Record) -> Point | None:
+def measured_peak(record: Record, axis: Axis) -> Point | None:
     """Bytes that the allocator handed out; a CPU's hands out what is requested."""
     measured = record.measured
     if measured is None:
         return None
     peak = measured.peak_allocated_bytes or measured.peak_requested_bytes
-    return Point(record.case.seq_len, peak, peak, peak) if peak else None
+    return Point(axis.of(record.case), peak, peak, peak) if peak else None
 
 
 _METRICS = {metric.name: metric for metric in METRICS}
@@ -134,11 +135,11 @@ def looks(groups: Iterable[Sequence[Record]]) -> dict[str, Look]:
 def draw_panel(
     axes: "Axes", panel: Panel, group: Group, records: Sequence[Record], known: dict[str, Look]
 ) -> list[float]:
-    """One quantity over N: dashed lines where it is counted, dots with intervals where measured. What was drawn."""
-    lengths = sorted({record.case.seq_len for record in records})
+    """One quantity: dashed lines where it is counted, dots with intervals where measured. Returns what was drawn."""
+    lengths = sorted({group.axis.of(record.case) for record in records})
     ticks = lengths[:: max(1, -(-len(lengths) // 6))]
     axes.set_title(f"{group.title}\n{panel.title}", loc="left", fontsize=9)
-    axes.set_xlabel("N (tokens)")
+    axes.set_xlabel(f"{group.axis.symbol} ({group.axis.unit}s)")
     axes.set_xscale("log", base=2)
     axes.set_xlim(lengths[0] / 1.5, lengths[-1] * 1.5)
     axes.set_xticks(ticks, [short(n) for n in ticks])
@@ -146,7 +147,7 @@ def draw_panel(
     values: list[float] = []
     for label, members in series(records).items():
         look = known[label]
-        found = sorted({point.n: point for record in members if (point := panel.point(record))}.values())
+        found = sorted({point.n: point for record in members if (point := panel.point(record, group.axis))}.values())
         n, value = [point.n for point in found], [point.value / panel.unit for point in found]
         values += value
         if panel.kind == "counted":

@@ -87,11 +87,11 @@ def load(path: Path) -> Results:
 # The document
 
 
-def count_at(case: Case, n: int) -> Counted:
-    """What `case` would cost at length `n`, by the cost model of this version."""
+def count_at(case: Case) -> Counted:
+    """What `case` would cost, by the cost model of this version."""
     from benchbench.counters import count
 
-    return count(case.replace(seq_len=n)).counted
+    return count(case).counted
 
 
 def blocks(results: Results) -> Iterator[Block]:
@@ -105,7 +105,7 @@ def blocks(results: Results) -> Iterator[Block]:
         yield Block(1, heading, lead, model_table(machine.records), told)
         for group, records in grouped(machine.records).items():
             environments = [machine.environments[name] for name in dict.fromkeys(r.env for r in records)]
-            said = findings(records, count_at if group.batch else None)
+            said = findings(records, None if group.tokens else count_at, group.axis)
             yield Block(
                 2,
                 group.title,

@@ -2,6 +2,7 @@ import pytest
 from records import ENVIRONMENT, counted, record, steady
 
 from benchbench import table
+from benchbench.axis import BATCH
 from benchbench.columns import Group, agreement_text, case_table, current, grouped, model_table, peak_basis, reason
 from benchbench.record import Checked, Measured
 from benchbench.stats import summarize
@@ -125,6 +126,14 @@ def test_a_constant_number_of_tokens_is_one_table_with_a_column_for_the_batch():
     assert found == Group("prefill", "float32", None, None, tokens=2048)
     assert found.title == "prefill · float32 · 2,048 tokens a call"
     assert row(found, *records)["B"].text == "4"
+
+
+def test_one_length_at_several_batches_is_one_table_over_the_batch():
+    records = [record("mamba-tiny", 512, case={"batch": batch}) for batch in (1, 8)]
+    (found,) = grouped(records)
+    assert found == Group("prefill", "float32", None, None, seq_len=512)
+    assert (found.title, found.axis) == ("prefill · float32 · N=512", BATCH)
+    assert row(found, *records)["B"].text == "1"
 
 
 def test_the_last_outcome_of_a_case_is_shown():

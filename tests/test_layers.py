@@ -82,7 +82,7 @@ GROUPS = (
     Group("pictures", "timeline_plot", uses="values counters timelines tables", others_lazily="matplotlib"),
     Group(
         "tables",
-        "table cost_tables formula_tables columns scaling findings lead plot report publish recount",
+        "axis table cost_tables formula_tables columns scaling findings lead plot report publish recount",
         uses="values suites",
         lazily="counters symbolic",
         others="rich",

@@ -54,6 +54,12 @@ def test_points_lie_where_the_records_say():
     assert drawn(memory.containers[0][0]) == ([512, 1024], [2**20 / 2**30] * 2)
 
 
+def test_one_length_is_drawn_over_the_batch():
+    found = [record(n=512, times=steady(1.0), cost=counted(batch), case={"batch": batch}) for batch in (1, 2, 4)]
+    flops, *_ = figure(found).axes
+    assert (flops.get_xlabel(), drawn(flops.lines[0])[0]) == ("B (sequences)", [1, 2, 4])
+
+
 def test_counted_and_measured_memory_have_one_scale():
     """Counted peaks of 1 GiB beside measured ones of 1 MiB, which is 0.00098 GiB: four decades."""
     found = [record(n=n, times=steady(1.0), cost=counted(peak_bytes=2**30)) for n in (512, 1024)]

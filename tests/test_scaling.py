@@ -1,7 +1,8 @@
 import pytest
 from records import counted, record, steady
 
-from benchbench.scaling import METRICS, Point, compared, crossovers, exponents, first_length, growth, points, series
+from benchbench.axis import BATCH
+from benchbench.scaling import METRICS, Point, compared, crossovers, exponents, first_place, growth, points, series
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 FLOPS, TIME = BY_NAME["counted FLOPs"], BY_NAME["measured time"]
@@ -27,8 +28,8 @@ def said(metric, *args, **known):
     return finding and finding.text
 
 
-def grown(metric, found):
-    finding = exponents(metric, found)
+def grown(metric, *args):
+    finding = exponents(metric, *args)
     return finding and finding.text
 
 
@@ -135,8 +136,9 @@ def test_every_crossing_is_stated():
     )
 
 
-def cost_at(case, n):
+def cost_at(case):
     """Mamba at 100 N against a transformer at N^2: equal at 100, so mamba is cheaper from 101 on."""
+    n = case.seq_len * case.batch
     return counted(100 * n if case.family == "mamba" else n * n)
 
 
@@ -154,9 +156,27 @@ def test_a_cost_model_that_disagrees_with_the_records_does_not_place_their_cross
     )
 
 
+def test_over_the_batch_places_are_batches():
+    costs = {"mamba": {1: 10, 4: 1600, 16: 6400}, "transformer": {1: 20, 4: 1024, 16: 16384}}
+    records = [
+        record(f"{name}-tiny", 16, cost=counted(cost), case={"batch": batch})
+        for name, found in costs.items()
+        for batch, cost in found.items()
+    ]
+    found = series(records)
+    # 1600 B against (16 B)^2: equal at 6.25.
+    assert said(FLOPS, found, cost_at, BATCH) == (
+        "Counted FLOPs: transformer-tiny overtakes mamba-tiny between B=1 and B=4; "
+        "mamba-tiny overtakes transformer-tiny at B=7, counted to the sequence."
+    )
+    assert grown(FLOPS, found, BATCH) == (
+        "Growth of counted FLOPs: B^1.00 (mamba-tiny) and B^2.00 (transformer-tiny) over B=4 to 16, 2 batches."
+    )
+
+
 @pytest.mark.parametrize("crossing", [2, 3, 57, 100])
-def test_bisection_finds_the_first_length_with_the_new_sign(crossing):
-    assert first_length(lambda n: 1 if n >= crossing else -1, 1, 100) == crossing
+def test_bisection_finds_the_first_place_with_the_new_sign(crossing):
+    assert first_place(lambda n: 1 if n >= crossing else -1, 1, 100) == crossing
 
 
 def test_equal_undecided_single_and_unshared_lengths_are_said():
