@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart with any kind of colour vision (jfly.uni-koeln.de/color)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LEGEND, TITLE = 160, 38
+"""Characters beside one another in the legend, and over a panel."""
 DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)))
 
 
@@ -104,7 +106,8 @@ def figure(records: Sequence[Record]) -> "Figure":
         )
         for label, look in known.items()
     ]
-    drawn.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), handlelength=3.5)
+    columns = max(1, min(4, len(handles), LEGEND // (12 + max(map(len, known), default=0))))
+    drawn.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=3.5)
     return drawn
 
 
@@ -138,7 +141,7 @@ def draw_panel(
     """One quantity: dashed lines where it is counted, dots with intervals where measured. Returns what was drawn."""
     lengths = sorted({group.axis.of(record.case) for record in records})
     ticks = lengths[:: max(1, -(-len(lengths) // 6))]
-    axes.set_title(f"{group.title}\n{panel.title}", loc="left", fontsize=9)
+    axes.set_title("\n".join((*fill(group.title.split(" · "), TITLE), panel.title)), loc="left", fontsize=9)
     axes.set_xlabel(f"{group.axis.symbol} ({group.axis.unit}s)")
     axes.set_xscale("log", base=2)
     axes.set_xlim(lengths[0] / 1.5, lengths[-1] * 1.5)
@@ -179,6 +182,17 @@ def scale(axes: "Axes", panel: Panel, values: Sequence[float]) -> None:
     else:
         axes.set_yticks([])
         axes.text(0.5, 0.5, f"nothing was {panel.kind}", transform=axes.transAxes, ha="center", va="center")
+
+
+def fill(words: Sequence[str], width: int) -> list[str]:
+    """Words with dots between them, in lines of at most `width` characters, or of one word."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" · {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def short(n: int) -> str:

@@ -4,7 +4,7 @@ from records import counted, record, steady
 
 pytest.importorskip("matplotlib")
 
-from benchbench.plot import PALETTE, draw, figure, looks, short
+from benchbench.plot import PALETTE, draw, figure, fill, looks, short
 from benchbench.record import Measured
 
 
@@ -52,6 +52,14 @@ def test_points_lie_where_the_records_say():
     assert drawn(dots)[1] == [0.512, 1.024]  # 2,048 was not measured
     assert drawn(caps[0])[1] == pytest.approx([0.99 * 0.512, 0.99 * 1.024])
     assert drawn(memory.containers[0][0]) == ([512, 1024], [2**20 / 2**30] * 2)
+
+
+def test_long_titles_go_on_below():
+    assert fill(["train", "float32", "N=2,048", "adamw", "autocast"], 26) == [
+        "train · float32 · N=2,048",
+        "adamw · autocast",
+    ]
+    assert fill(["a" * 9, "b"], 5) == ["a" * 9, "b"]
 
 
 def test_one_length_is_drawn_over_the_batch():
