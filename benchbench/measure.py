@@ -20,7 +20,7 @@ from benchbench import memory
 from benchbench.case import Case
 from benchbench.clock import OnPhase, gpu_uuid, sample, timer_for, wake
 from benchbench.errors import BenchError, UnsupportedError
-from benchbench.gate import BATCH, TOKENS, Verdict, gate
+from benchbench.gate import Verdict, gate, standing_for
 from benchbench.gpu import watched
 from benchbench.models import LanguageModel
 from benchbench.record import Checked, Measured, Protocol, Status
@@ -195,9 +195,8 @@ class Bench:
 
 
 def gate_key(case: Case) -> str:
-    """A name of all that the gate's verdict on `case` depends on; a case longer than the gate's is as good as that."""
-    small = case.replace(seq_len=min(case.seq_len, TOKENS), batch=min(case.batch, BATCH), seed=0)
-    return sha256(small.model_dump_json().encode()).hexdigest()[:12]
+    """A name of all that the gate's verdict on `case` depends on."""
+    return sha256(standing_for(case).model_dump_json().encode()).hexdigest()[:12]
 
 
 def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase: OnPhase) -> tuple[Measured, Tensor]:

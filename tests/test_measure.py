@@ -157,6 +157,14 @@ def test_a_verdict_is_known_by_what_the_gate_looks_at(other: dict[str, Any], sam
     assert (measure.gate_key(first) == measure.gate_key(second)) == same
 
 
+def test_a_verdict_on_training_is_one_for_all_optimizers():
+    plain, other, kept = (
+        case(task="train", seq_len=77, **way) for way in ({}, {"optimizer": "sgd"}, {"checkpoint": True})
+    )
+
+    assert measure.gate_key(plain) == measure.gate_key(other.replace(accumulate=2)) != measure.gate_key(kept)
+
+
 def test_the_seconds_of_a_failed_step_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measure, "built", lambda *_, **__: torch.empty(2**60))
     result = do(bench, case())
