@@ -133,6 +133,11 @@ def _held(cost: Cost, phase: str, kind: str, kernels: list[Kernel]) -> Held:
         expected = sum(_attention_flops(op, kernels) for op in cost.ops if op.phase == phase and op.kind == kind)
         wrong = () if expected == found else (f"attention: {found:,}, not {expected:,}",)
         return Held(expected, found, (BLOCKS,), wrong)
+    if kind == "resolvent":
+        found = sum(kernel.vector_flops for kernel in kernels)
+        expected = sum(op.repeat * op.executed_flops for op in cost.ops if op.phase == phase and op.kind == kind)
+        wrong = () if expected == found else (f"resolvent: {found:,}, not {expected:,}",)
+        return Held(expected, found, (STRUCTURE,), wrong)
     return Held()
 
 

@@ -83,8 +83,8 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
 def fused(step: Step, form: str, state_bytes: int) -> Formula:
     """The resolvent in one kernel, forward and backward. A lane runs its whole chunk of C positions, and H around it.
 
-    `bk-causal`: a position of a lane is 9 forward, and backward the square 5, the sum 2, the product 6 and the sign 1.
-    L is kept by the clamp that follows.
+    `bk-causal`: see `_left`; backward the square 5, the sum 2, the product 6 and the sign 1. The clamp that follows
+    keeps L.
 
     `bk-exact`: around the chunk a position is the diagonal 1 and a fraction 8, on either side: 18 H. In the chunk the
     diagonal is 1, either fraction's d and s are 2 and what follows from them 6, and joining them takes the left one's d
@@ -99,7 +99,7 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
     lanes, back_lanes = (step.batch * -(-step.new // cut.chunk) for cut in (ahead, back))
     if form == "bk-causal":
         forward, backward = 9 * tokens, 14 * tokens
-        runs, back_runs = 9 * (ahead.chunk + ahead.halo), 14 * (back.chunk + back.halo)
+        runs, back_runs = _left(ahead, begun=state_bytes > 0), 14 * (back.chunk + back.halo)
         saved, moved_back = 0, (16 + s) * tokens
     else:
         forward, backward = 27 * tokens, 39 * tokens
@@ -120,6 +120,17 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
         scratch_bytes=8 * tokens,
         sizes={"tokens": tokens, "batch": step.batch, "new": step.new},
     )
+
+
+def _left(cut: Cut, *, begun: bool) -> int:
+    """What a lane of the left fraction's kernel runs, by its machine code.
+
+    A position is v - 2, d² + s² in a product and a multiply-add, the reciprocal, counted as the correction that it is
+    multiplied with, and the two products with it, as multiply-adds of the next position's d and s: 9. Where they are
+    written, both are products once more: 2. The last position has no next: -2. The first follows zeros, so that its
+    d and s are v - 2 and 1, 1² is no product, nor is s times the reciprocal: -4; unless a row has `begun` with a state.
+    """
+    return 9 * (cut.chunk + cut.halo) + 2 * cut.chunk - (2 if begun and not cut.halo else 6)
 
 
 def _both(cut: Cut) -> int:

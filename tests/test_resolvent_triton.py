@@ -5,6 +5,7 @@ under the interpreter, which is chosen when Triton is imported, for all of a pro
 """
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,18 +205,20 @@ def test_the_count_cuts_as_the_kernels_do():
 @pytest.mark.parametrize(
     ("form", "new", "forward", "backward"),
     [
-        # Two-sided, one position alone: the diagonal 1, d and s 2, joined 2 + 6; the right one's sum 2, both joined 2,
-        # G² 5, the real part 3, the sign 1.
-        ("bk-causal", 1, 9, 14),
+        # One position alone: v - 2, its square plus 1 in a multiply-add, the reciprocal, and one product with it.
+        # Two-sided: the diagonal 1, d and s 2, joined 2 + 6; the right one's sum 2, both joined 2, G² 5, the real part
+        # 3, the sign 1.
+        ("bk-causal", 1, 5, 14),
         ("bk-exact", 1, 11, 24),
-        # 130 in 5 chunks of 32 with 32 before or 24 behind them.
-        ("bk-causal", 130, 5 * 64 * 9, 5 * 56 * 14),
+        # 130 in 5 chunks of 32 with 32 before or 24 behind them. Of 64 positions all but the first follow another, and
+        # 32 are written: additions 64 + 1; products 63 + 64 + 2·32; multiply-adds 63 + 62 + 64: 65 + 191 + 2·189 = 634.
+        ("bk-causal", 130, 5 * 634, 5 * 56 * 14),
         # 130 in 9 chunks of 16, 24 on either side: 48·9 + 16·13 - 2 + 15·12 = 818. Backward in 17 of 8: 48·9 + 8·13 - 2
         # + 7·12 = 618, also 13 at each of the 48, 2 + 2 + 5 + 3 + 1 at each of the 8, and 11 + 13 at 7 of them:
         # 618 + 624 + 104 + 168.
         ("bk-exact", 130, 9 * 818, 17 * 1514),
         # One chunk, with nothing around it.
-        ("bk-causal", 30, 32 * 9, 32 * 14),
+        ("bk-causal", 30, 9 * 32 + 2 * 32 - 6, 32 * 14),
     ],
 )
 def test_operations_of_every_lane_are_counted(form: str, new: int, forward: int, backward: int):
@@ -226,6 +229,20 @@ def test_operations_of_every_lane_are_counted(form: str, new: int, forward: int,
     # v is read and a complex float32 written; backward reads L, or v, and dl/dL, and writes dl/dv.
     assert counted.forward.bytes_moved == 2 * new * (2 + 8)
     assert counted.backward.bytes_moved == 2 * new * (8 + 8 + 2 if form == "bk-causal" else 2 + 8 + 2)
+
+
+def test_operations_are_those_that_an_h200_counted():
+    """Float32 instructions, a multiply-add as 2: of two layers and rows of 2,048 tokens in training, one row behind a
+    state; and of one token behind a state nothing is left out.
+    """
+    step = Step(batch=2, new=2048, context=0, capacity=0, width=2, path="triton", training=True, head_rows=0)
+    train = resolvent(step, "bk-causal")
+    assert 2 * (train.forward.flops + train.forward.extra_flops) == 162_304
+    assert 2 * (train.backward.flops + train.backward.extra_flops) == 200_704
+    prefill = resolvent(replace(step, batch=1, training=False), "bk-causal", state_bytes=8)
+    assert 2 * (prefill.forward.flops + prefill.forward.extra_flops) == 81_152
+    one = resolvent(replace(step, batch=1, new=1, training=False), "bk-causal", state_bytes=8)
+    assert one.forward.flops + one.forward.extra_flops == 9
 
 
 @pytest.mark.gpu
