@@ -166,12 +166,16 @@ def _triton(step: Step, channels: int, n_state: int) -> Path:
 def _fused(step: Step, channels: int, n_state: int) -> Path:
     """mamba-ssm 2.3.2: selective_scan_fwd, and selective_scan_bwd as mamba_inner_fn calls it with checkpoint_lvl 1.
 
-    A thread has 16 steps of one channel. It folds its (decay, h) pairs into one, 15 combinations of 3 operations; its
-    part of the scan over threads is 10 more: 5 within a warp, 3 over warps, 2 with what came before; then it applies
-    the recurrence to its steps. So a thread and state has 75 more than 2 a step; a chunk of 2048 steps 1 a state.
-    Forward, a channel: softplus, Δ·u, D·u, gate 30 for 3 + 3 + 5, of the compiler's own exp and log1p. At B = 1,
-    D = 1536, N = 16, L = 4096 that is 1,245,757,440 beside the exps of the states and three transcendentals a channel:
-    what an H200 counted, 421,527,552 multiply-adds, 383,827,968 products and 18,874,368 sums.
+    By its machine code. A thread has 16 steps of one channel, and a chunk of 2048 steps 4 warps. A thread and state: A
+    to base 2; Δ·A, (Δ·u)·B, h and y 16 each, the last two multiply-adds; folding the (decay, h) pairs into one, 15
+    products and multiply-adds. Of both, too: 5 steps of the scan within a warp, which 31 + 30 + 28 + 24 + 16 of its 32
+    threads take; 3 over warps; one more in a warp of four; one with the warps before, in 31 threads of three; and of
+    multiply-adds one with the chunks before, in 127 threads. That is 56 multiply-adds and 56 + 1/128 products: 72 more
+    than the 6 a step and, for 2048 steps, 1 a state, beside the exps.
+    Forward, a channel: Δ and its bias 1; softplus 2 sums, 3 products and 11 multiply-adds, of log1p's polynomial; Δ·u,
+    D·u; the gate 1 sum and 3 products: 34; and three transcendentals: 37 for 3 + 3 + 5.
+    At B = 1, D = 1536, N = 16, L = 4096 and without a gate, that is 421,527,552 multiply-adds, 383,827,968 products and
+    18,874,368 sums: what an H200 counted.
 
     Backward, a state, from the states of the chunks: Δ·A, exp, (Δ·u)·B 2, C·dy 1, the two recurrences 4, d(Δ·u) 3,
     h - Δ·u·B 1, dΔ 5, dA 3, dB 2, dC 1, and two atomic additions: 26, and both scans over threads. A channel: softplus,
@@ -185,7 +189,7 @@ def _fused(step: Step, channels: int, n_state: int) -> Path:
     chunks = step.batch * parameters * -(-step.new // FUSED_CHUNK)
     pairs, narrow = 8 * chunks, s * rows * n_state
     return Path(
-        extra_forward=75 * threads + chunks + 19 * n,
+        extra_forward=72 * threads + chunks + 26 * n,
         extra_backward=(26 - 15) * states + 150 * threads + 2 * n,
         # u, Δ, z; out and the gated out; B and C made contiguous; pairs of decay and state.
         bytes_forward=5 * s * n + 6 * narrow + 4 * (parameters + channels) + pairs,

@@ -7,6 +7,8 @@ import pytest
 
 from benchbench.case import Case
 from benchbench.counters import count
+from benchbench.counters.op import Step
+from benchbench.counters.selective_scan import selective_scan
 from benchbench.errors import UnsupportedError
 from benchbench.specs import preset, presets
 from benchbench.specs.mamba import MambaSpec
@@ -188,6 +190,16 @@ def test_operations_sum_to_the_totals() -> None:
             assert sum(row["bytes_moved"] * row["repeat"] for row in rows) == cost.counted.bytes_moved
             assert sum(row["params"] * row["repeat"] for row in rows) == cost.counted.params
             assert sum(cost.counted.flops_by_phase.values()) == cost.counted.flops
+
+
+def test_the_fused_scan_runs_what_an_h200_counted() -> None:
+    """Its kernel's float32 instructions, without a gate: a multiply-add is 2, special functions are not among them."""
+    n = 1536 * 4096
+    scan = selective_scan(Step(1, 4096, 0, 0, 2, "fused", False, 1), 1536, 16).forward
+    softplus, gate = 3 * n, 5 * n
+    special, gated = (16 + 3) * n, 4 * n  # the states' exps, softplus's, two of the gate; the gate's sum and products
+    ran = scan.flops + scan.extra_flops + softplus + gate - special - gated
+    assert ran == 2 * 421_527_552 + 383_827_968 + 18_874_368
 
 
 def test_what_an_architecture_cannot_do_is_refused() -> None:
