@@ -202,6 +202,19 @@ def test_the_fused_scan_runs_what_an_h200_counted() -> None:
     assert ran == 2 * 421_527_552 + 383_827_968 + 18_874_368
 
 
+def test_the_fused_scans_backward_runs_its_machine_code() -> None:
+    """2,048 tokens are one chunk: 128 threads of 16, in 4 warps of which one scans over threads."""
+    n, states, threads = 1536 * 2048, 1536 * 2048 * 16, 1536 * 16 * 128
+    lanes = 31 + 30 + 28 + 24 + 16
+    scans = (13 * 3) * 32 + 3 * 2 * (lanes + 31)  # in one warp: a multiply-add and a product each
+    chunk = 128 * (192 + 2 * 125 + 17) + scans + 4 * lanes + 3
+    channel = 8 + 13 + 2 * 13 + 5
+    scan = selective_scan(Step(1, 2048, 0, 0, 2, "fused", True, 1), 1536, 16).backward
+    ran = scan.flops + scan.extra_flops + (5 + 9 + 2) * n
+    assert ran == 1536 * 16 * chunk + (16 + 32) * threads + channel * n + 1536 * 2 * (4 * lanes + 3)
+    assert threads * 16 == states
+
+
 def test_what_an_architecture_cannot_do_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="positions for 1024 tokens, not 1025"):
         count(Case.of(preset("gpt2"), task="decode", seq_len=1024))
