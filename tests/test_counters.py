@@ -193,7 +193,9 @@ def test_operations_sum_to_the_totals() -> None:
 
 
 def test_the_fused_scan_runs_what_an_h200_counted() -> None:
-    """Its kernel's float32 instructions, without a gate: a multiply-add is 2, special functions are not among them."""
+    """Its kernel's float32 instructions, a multiply-add as 2, special functions not among them. It had no gate: of the
+    61 + 1/128 products a channel and 16 states, 56 + 1/128 are the states', 3 softplus's and 2 Δ·u and D·u.
+    """
     n = 1536 * 4096
     scan = selective_scan(Step(1, 4096, 0, 0, 2, "fused", False, 1), 1536, 16).forward
     softplus, gate = 3 * n, 5 * n

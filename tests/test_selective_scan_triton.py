@@ -253,15 +253,6 @@ def test_the_count_of_the_triton_path():
     assert counted("triton", 1, training=False).forward.extra_flops == 24576 + 18 * 1536
 
 
-def test_the_count_of_the_fused_path_is_what_an_h200_counted():
-    # The kernel also has softplus and gate, 3 and 5 a channel, and is counted without the exps of the states and three
-    # transcendentals a channel. ncu: 421,527,552 multiply-adds, 383,827,968 products, 18,874,368 sums.
-    forward = counted("fused", 4096, training=True).forward
-    channels = 4096 * 1536
-    seen = forward.flops + forward.extra_flops + (3 + 5 - 3) * channels - 16 * channels
-    assert seen == 2 * 421_527_552 + 383_827_968 + 18_874_368
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("cut", [*CUTS, Cut(2, 1000, 1000, 16), Cut(1, 600, 96, 32)], ids=str)
 def test_on_a_gpu_float32_equals_the_chunked_scan_in_float64(cut: Cut):
