@@ -7,11 +7,10 @@ of it is handed out. What is freed joins its free neighbours and stays in the al
 """
 
 from bisect import bisect_left, insort
-from itertools import groupby
 from typing import NamedTuple
 
 from benchbench.counters.rounds import Stretch, stretch
-from benchbench.counters.timeline import Block, Timeline
+from benchbench.counters.timeline import Block, Timeline, one_by_one
 
 BLOCK = 512
 SMALL = 2**20
@@ -154,11 +153,8 @@ def play(timeline: Timeline, allocator: Allocator) -> dict[Block, list[Piece]]:
 
     Those of what is held are not among them.
     """
-    for rounds, blocks in groupby(timeline.held, key=lambda block: block.rounds):
-        sizes = [rounded(block.size) for block in blocks for _ in range(block.count // rounds)]
-        for _ in range(rounds):
-            for size in sizes:
-                allocator.hand_out(size)
+    for block in one_by_one(timeline.held):
+        allocator.allocate(block.size)
     whole, left = stretch(timeline, rounded)
     _take(whole, allocator)
     return left

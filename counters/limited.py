@@ -5,12 +5,10 @@ segment that is wholly free, and takes it then if it fits; what fails after that
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import groupby
 from typing import TypeVar
 
 from benchbench.counters.allocator import Allocator, Piece, play
-from benchbench.counters.timeline import Block, Event, Items, Repeat, Timeline
+from benchbench.counters.timeline import Block, Event, Items, Repeat, Timeline, one_by_one
 
 CALLS = 3
 """Training steps that are followed. The third may need more segments than the second; later ones hardly ever do."""
@@ -98,7 +96,8 @@ def _through(timeline: Timeline, allocator: A) -> A:
         play(timeline, allocator)
         return allocator
     update = next((i for i, item in enumerate(timeline.items) if _updates(item)), len(timeline.items))
-    items = [*timeline.items[:update], *_made(states), *timeline.items[update:]]
+    made = [(Block(block.size, block.name, "optimizer"), 1) for block in one_by_one(states)]
+    items = [*timeline.items[:update], *made, *timeline.items[update:]]
     others = tuple(block for block in timeline.held if block.category != "optimizer")
     left = play(Timeline(others, items), allocator)
     later = Timeline((), _without_workspaces(timeline.items))
@@ -118,18 +117,6 @@ def _release_gradients(left: dict[Block, list[Piece]], allocator: Allocator) -> 
 def _updates(item: Event | Repeat) -> bool:
     """Whether the optimizer's step has begun."""
     return any(map(_updates, item.items)) if isinstance(item, Repeat) else item[0].place == "optimizer" and item[1] > 0
-
-
-def _made(states: Iterable[Block]) -> Items:
-    """The allocations of blocks, parameter by parameter."""
-    items: Items = []
-    for rounds, blocks in groupby(states, key=lambda block: block.rounds):
-        repeat = Repeat(rounds)
-        for block in blocks:
-            once = Block(block.size, block.name, block.category, block.place, block.count // rounds)
-            repeat.items.append((once, 1))
-        items.append(repeat)
-    return items
 
 
 def _without_workspaces(items: Items) -> Items:

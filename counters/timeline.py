@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 Category = Literal["params", "grads", "optimizer", "activations", "state", "workspace", "logits"]
@@ -50,6 +51,14 @@ Weigh = Callable[[int], int]
 """What an allocator hands out for a request."""
 Moment = tuple[tuple[int, int], ...]
 """A place in a timeline: an item's index, and the round of the stretch that it is, from the outermost inwards."""
+
+
+def one_by_one(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Each block as often as it is there, in the order in which rounds made them."""
+    for rounds, made in groupby(blocks, key=lambda block: block.rounds):
+        together = [block for block in made for _ in range(block.count // rounds)]
+        for _ in range(rounds):
+            yield from together
 
 
 class Alive(NamedTuple):
