@@ -16,9 +16,10 @@ def recounted(results: Results, source: dict[str, Any] | None) -> Results:
 
     `source` is the checkout that counts, which each environment names beside the one that measured.
     """
-    renamed = {name: _counted_by(env, source) for name, env in results.environments.items()}
-    records = tuple(_recounted(record, results.environments[record.env], renamed) for record in results.records)
-    return Results({environment_id(env): env for env in renamed.values()}, records)
+    environments = {name: _counted_by(env, source) for name, env in results.environments.items()}
+    names = {name: environment_id(env) for name, env in environments.items()}
+    records = (_recounted(r, environments[r.env]["device"]).replace(env=names[r.env]) for r in results.records)
+    return Results({names[name]: env for name, env in environments.items()}, tuple(records))
 
 
 def _counted_by(env: Environment, source: dict[str, Any] | None) -> Environment:
@@ -27,19 +28,18 @@ def _counted_by(env: Environment, source: dict[str, Any] | None) -> Environment:
     return {**env, "git": {**env["git"], "counted_by": {name: source[name] for name in ("sha", "dirty")}}}
 
 
-def _recounted(record: Record, env: Environment, renamed: dict[str, Environment]) -> Record:
+def _recounted(record: Record, device: str) -> Record:
     from benchbench.counters import count
 
-    moved = record.replace(env=environment_id(renamed[record.env]))
     if record.counted is None:
-        return moved
-    counted = count(record.case, "cuda" if env["device"] == "cuda" else "cpu").counted
+        return record
+    counted = count(record.case, "cuda" if device == "cuda" else "cpu").counted
     peak = record.measured.peak_requested_bytes if record.measured else None
     if peak is None or record.checked is None or record.checked.memory is None:
-        return moved.replace(counted=counted)
+        return record.replace(counted=counted)
     before, now = record.counted.contradicted_by(peak), counted.contradicted_by(peak)
     said = [part for part in (record.reason or "").split("; ") if part and part != before]
-    return moved.replace(
+    return record.replace(
         counted=counted,
         checked=record.checked.replace(memory="differs" if now else "agrees"),
         reason="; ".join([*said, *([now] if now else [])]) or None,

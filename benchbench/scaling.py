@@ -223,7 +223,7 @@ def _exactly(n: int, value: float) -> Point:
 
 
 class Growth(NamedTuple):
-    """The least-squares slope of log(value) over log(n), and where it stands on."""
+    """The least-squares slope of log(value) over log(n), and what it stands on."""
 
     exponent: float
     shortest: int

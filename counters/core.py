@@ -45,5 +45,6 @@ def timeline(case: Case, step: Step, device: str = "cpu") -> Timeline:
     if device == "cuda":
         from benchbench.counters.allocations.core import aside
 
-        blocks.append(Block(aside(case.spec, step), "workspace", "workspace", "mixer"))
+        if size := aside(case.spec, step):
+            blocks.append(Block(size, "workspace", "workspace", "mixer"))
     return Timeline((*weights, inputs), [(block, sign) for sign in (1, -1) for block in blocks])

@@ -128,17 +128,18 @@ class Held(NamedTuple):
 def _held(cost: Cost, phase: str, kind: str, kernels: list[Kernel]) -> Held:
     if kind == "matmul":
         return _products_held(cost, phase, kernels)
+    ops = [op for op in cost.ops if op.phase == phase and op.kind == kind]
     if kind == "attention":
         found = sum(kernel.tensor_flops for kernel in kernels)
-        expected = sum(_attention_flops(op, kernels) for op in cost.ops if op.phase == phase and op.kind == kind)
-        wrong = () if expected == found else (f"attention: {found:,}, not {expected:,}",)
-        return Held(expected, found, (BLOCKS,), wrong)
+        return _sum_held(kind, sum(_attention_flops(op, kernels) for op in ops), found, BLOCKS)
     if kind == "resolvent":
         found = sum(kernel.vector_flops for kernel in kernels)
-        expected = sum(op.repeat * op.executed_flops for op in cost.ops if op.phase == phase and op.kind == kind)
-        wrong = () if expected == found else (f"resolvent: {found:,}, not {expected:,}",)
-        return Held(expected, found, (STRUCTURE,), wrong)
+        return _sum_held(kind, sum(op.repeat * op.executed_flops for op in ops), found, STRUCTURE)
     return Held()
+
+
+def _sum_held(kind: str, expected: int, found: int, rule: str) -> Held:
+    return Held(expected, found, (rule,), () if expected == found else (f"{kind}: {found:,}, not {expected:,}",))
 
 
 def _products_held(cost: Cost, phase: str, kernels: list[Kernel]) -> Held:

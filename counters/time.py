@@ -80,9 +80,8 @@ def predict(cost: Cost, device: Device) -> Time | None:
     else:
         total = elapsed(pieces, cost.case, device.calibration)
     low = floor if floor is not None else sum(op.repeat * piece.low_s for op, piece in pieces)
-    return Time(
-        total.device_s, min(low, total.device_s), total.high_s, False, f"as measured on {device.name}", total.host_s
-    )
+    basis = f"as measured on {device.name}"
+    return Time(total.device_s, min(low, total.device_s), total.high_s, False, basis, total.host_s)
 
 
 def counted_on(cost: Cost, device: Device) -> Counted:

@@ -8,6 +8,8 @@ from benchbench.specs.transformer import TransformerSpec
 
 TILE_KEYS = 512
 """Keys that a thread of the CPU's kernel takes at a time."""
+SEED, OFFSET = 16, 8
+"""Bytes of the flash kernel's random state, which it has without dropout too."""
 MULTIPROCESSORS = 132
 """Of an H100 or H200: the flash kernel splits the keys of few queries among them."""
 
@@ -102,15 +104,18 @@ def flash(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, v: T
     node = t.node((q, k, v), (q, k, v), backward)
     y = t.tensor(q.rows, q.cols, q.width, "attention", node)
     lse = t.new(4 * heads * new, "log-sum-exp")
-    split = splits(spec, step)
-    if split > 1:
-        parts = t.new(split * lse.block.size, "parts"), t.new(4 * split * heads * new * width, "parts")
-    else:
-        parts = None
-    seed, offset = t.new(16, "seed"), t.new(8, "offset")
+    parts = [t.new(size, "parts") for size in split_bytes(spec, step)]
+    seed, offset = t.new(SEED, "seed"), t.new(OFFSET, "offset")
     del parts
     t.save(node, y.storage, lse, seed, offset)
     return y
+
+
+def split_bytes(spec: TransformerSpec, step: Step) -> tuple[int, ...]:
+    """What each part of split keys leaves of every query, in float32: a number, and an output; nothing if in one."""
+    parts, queries = splits(spec, step), step.rows * spec.n_heads
+    width = -(-spec.d_head // 32) * 32
+    return (4 * parts * queries, 4 * parts * queries * width) if parts > 1 else ()
 
 
 def splits(spec: TransformerSpec, step: Step) -> int:

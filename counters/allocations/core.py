@@ -1,6 +1,6 @@
 """What a GPU's libraries and kernels take beside the tensors of a token mixer alone."""
 
-from benchbench.counters.allocations.attention import splits
+from benchbench.counters.allocations.attention import OFFSET, SEED, split_bytes
 from benchbench.counters.allocations.workspaces import CUBLAS
 from benchbench.counters.op import Step
 from benchbench.specs import ModelSpec
@@ -20,5 +20,4 @@ def aside(spec: ModelSpec, step: Step) -> int:
         return CUBLAS
     if step.width == 4:
         return 0
-    parts, width = splits(spec, step), -(-spec.d_head // 32) * 32
-    return 24 + (4 * parts * step.rows * spec.n_heads * (1 + width) if parts > 1 else 0)
+    return SEED + OFFSET + sum(split_bytes(spec, step))
