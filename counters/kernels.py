@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
+from benchbench.counters.selective_scan import fused_apart
 
 TILES = "a product runs in whole tiles"
 BLOCKS = "flash attention runs whole blocks of queries and keys"
@@ -135,6 +136,9 @@ def _held(cost: Cost, phase: str, kind: str, kernels: list[Kernel]) -> Held:
     if kind == "resolvent":
         found = sum(kernel.vector_flops for kernel in kernels)
         return _sum_held(kind, sum(op.repeat * op.executed_flops for op in ops), found, STRUCTURE)
+    if kind == "scan" and all(FUSED_SCAN[phase] in kernel.name for kernel in kernels):
+        found = sum(kernel.vector_flops for kernel in kernels)
+        return _sum_held(kind, _fused_scan_flops(cost, phase), found, STRUCTURE)
     return Held()
 
 
@@ -295,6 +299,18 @@ def block_pairs(new: int, keys: int, query_block: int, key_block: int) -> int:
         seen = min(keys, past + min(first + query_block, new))
         pairs += query_block * up(seen, key_block)
     return pairs
+
+
+FUSED_SCAN = {"forward": "selective_scan_fwd_kernel", "backward": "selective_scan_bwd_kernel"}
+"""Mamba-ssm's kernels, which compute the softplus before the scan and the gate behind it, too."""
+
+
+def _fused_scan_flops(cost: Cost, phase: str) -> int:
+    """Of float32 instructions."""
+    scans = [op for op in cost.ops if op.phase == phase and op.formula.name == "selective_scan"]
+    paths = {op.path for op in scans}
+    executed = sum(op.repeat * op.executed_flops for op in cost.ops if op.phase == phase and op.path in paths)
+    return executed - sum(op.repeat * fused_apart(op.formula.sizes, phase) for op in scans)
 
 
 def short(name: str) -> str:

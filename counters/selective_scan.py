@@ -163,38 +163,75 @@ def _triton(step: Step, channels: int, n_state: int) -> Path:
     )
 
 
+class Threads(NamedTuple):
+    """How mamba-ssm cuts a channel's steps: a block of warps reads a chunk of them, each thread some in a row."""
+
+    items: int
+    warps: int
+
+    @property
+    def lanes(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def steps(self) -> int:
+        """Of a chunk. The last one runs whole, however few are left."""
+        return self.items * self.lanes
+
+
+FUSED_THREADS = {128: Threads(4, 1), 256: Threads(8, 1), 512: Threads(16, 1), 1024: Threads(16, 2)}
+"""By the longest sequence that is cut so."""
+LONG = Threads(16, 4)
+
+WARP_SCAN = 31 + 30 + 28 + 24 + 16
+"""Lanes that take the 5 steps of a scan within a warp."""
+
+
+def fused_threads(new: int) -> Threads:
+    """Symbols are long."""
+    if not isinstance(new, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return LONG
+    return next((threads for most, threads in FUSED_THREADS.items() if new <= most), LONG)
+
+
 def _fused(step: Step, channels: int, n_state: int) -> Path:
     """mamba-ssm 2.3.2: selective_scan_fwd, and selective_scan_bwd as mamba_inner_fn calls it with checkpoint_lvl 1.
 
-    By its machine code. A thread has 16 steps of one channel, and a chunk of 2048 steps 4 warps. A thread and state: A
-    to base 2; Δ·A, (Δ·u)·B, h and y 16 each, the last two multiply-adds; folding the (decay, h) pairs into one, 15
-    products and multiply-adds. Of both, too: 5 steps of the scan within a warp, which 31 + 30 + 28 + 24 + 16 of its 32
-    threads take; 3 over warps; one more in a warp of four; one with the warps before, in 31 threads of three; and of
-    multiply-adds one with the chunks before, in 127 threads. That is 56 multiply-adds and 56 + 1/128 products: 72 more
-    than the 6 a step and, for 2048 steps, 1 a state, beside the exps.
-    Forward, a channel: Δ and its bias 1; softplus 2 sums, 3 products and 11 multiply-adds, of log1p's polynomial; Δ·u,
-    D·u; the gate 1 sum and 3 products: 34; and three transcendentals: 37 for 3 + 3 + 5.
+    By its machine code. Forward, a thread with I steps and a state: A to base 2; Δ·A, (Δ·u)·B, h and y I each, the last
+    two multiply-adds; folding the (decay, h) pairs into one, I - 1 products and multiply-adds: 9 I - 2. Of both, too:
+    `_combined`. Of multiply-adds one with the chunks before, in all threads but the first. And I exps.
+    A channel: Δ and its bias 1; softplus 2 sums, 3 products and 11 multiply-adds, of log1p's polynomial; Δ·u, D·u; the
+    gate 1 sum and 3 products: 34; and three transcendentals: 37, of which the formulas have 3 + 3 + 5.
     At B = 1, D = 1536, N = 16, L = 4096 and without a gate, that is 421,527,552 multiply-adds, 383,827,968 products and
     18,874,368 sums: what an H200 counted.
 
-    Backward, again by its machine code. A thread and state: 192 products, 125 multiply-adds, 17 sums, 16 exps, and 32
-    atomic additions to dB and dC. One warp of four runs both scans over threads, of 13 products and multiply-adds, 5
-    steps that 129 of 5·32 lanes take, and one that 31 of 32 do: 69 a thread. Summing dA takes 4·129 + 3 more a chunk.
-    That is 507 + 69/4 + 519/128: 528 a thread and state, and 39 a chunk. A channel: 8 sums, 13 products, 13
-    multiply-adds, of softplus, D, gate and the gated output again for out_proj's gradient, and 5 transcendentals: 52
-    for 7 + 5 + 9 + 2; to sum dD and the bias's gradient, 2·(4·129 + 3) a channel.
-    An H200 counted 3.452e9 in two layers of 2,048 tokens, atomic additions apart: 0.03 % less.
+    Backward, a thread and a state: 12 I products, 8 I - 3 multiply-adds, I + 1 sums, I exps, and 2 I atomic additions
+    to dB and dC: 32 I - 5. One warp runs both scans over threads: `_raked`. Summing dA over W warps takes 129 W + W - 1
+    sums a chunk, and from the second chunk on one more. A channel: 8 sums, 13 products, 13 multiply-adds, of softplus,
+    D, gate and the gated output again for out_proj's gradient, and 5 transcendentals: 52, of which the formulas have
+    7 + 5 + 9 + 2; to sum dD and the bias's gradient, as for dA, twice a sequence.
 
     The convolution, its SiLU and Δ's projection are computed again, too: they are operations of their own.
     """
+    if step.new == 1 and not step.training:
+        return _state_update(step, channels, n_state)
     s, rows, n = step.width, step.rows, step.rows * channels
     states, parameters = n * n_state, channels * n_state
-    threads = step.batch * parameters * -(-step.new // 16)
-    chunks = step.batch * parameters * -(-step.new // FUSED_CHUNK)
-    pairs, narrow = 8 * chunks, s * rows * n_state
+    threads = fused_threads(step.new)
+    chunks = -(-step.new // threads.steps)
+    whole, each = step.batch * channels * chunks, step.batch * parameters * chunks
+    over_block = threads.warps * (WARP_SCAN + 1) - 1
+    forward = 10 * threads.steps - 2 * threads.lanes + 3 * _combined(threads) + 2 * (threads.lanes - 1)
+    backward = (32 * threads.items - 5) * threads.lanes + _raked(threads) + over_block
+    pairs, narrow = 8 * step.batch * parameters * -(-step.new // FUSED_CHUNK), s * rows * n_state
     return Path(
-        extra_forward=72 * threads + chunks + 26 * n,
-        extra_backward=528 * threads - 15 * states + 39 * chunks + 29 * n + 1038 * step.batch * channels,
+        extra_forward=forward * each + 37 * threads.steps * whole - 7 * states - 11 * n,
+        extra_backward=backward * each
+        + (chunks - 1) * step.batch * parameters
+        + 52 * threads.steps * whole
+        + 2 * over_block * step.batch * channels
+        - 15 * states
+        - 23 * n,
         # u, Δ, z; out and the gated out; B and C made contiguous; pairs of decay and state.
         bytes_forward=5 * s * n + 6 * narrow + 4 * (parameters + channels) + pairs,
         # u, Δ, z, out, dout; du, dΔ, dz and the gated out; dB and dC in float32, and to the inputs' dtype.
@@ -204,6 +241,47 @@ def _fused(step: Step, channels: int, n_state: int) -> Path:
         # The whole output of in_proj, u, Δ, out and the gated out.
         scratch_bytes=6 * s * n + 2 * narrow + pairs,
     )
+
+
+def fused_apart(size: dict[str, int], phase: str) -> int:
+    """Of what the fused scan, its softplus and its gate execute, what no float32 instruction does.
+
+    Special functions: an exp a state, and of a channel 3 forward and 5 backward, which has 2 atomic additions a state.
+    """
+    threads, n_state = fused_threads(size["new"]), size["n_state"]
+    whole = size["batch"] * size["channels"] * -(-size["new"] // threads.steps) * threads.steps
+    return whole * (3 * n_state + 5 if phase == "backward" else n_state + 3)
+
+
+def _combined(threads: Threads) -> int:
+    """How often two (decay, h) pairs are made one in a block, beside those of a thread's own steps.
+
+    In every warp the 5 steps of its scan; in every thread one for each warp but the first; in one warp 32, and with the
+    warps before 31 in each of the others.
+    """
+    return WARP_SCAN * threads.warps + threads.lanes * (threads.warps - 1) + 32 + 31 * (threads.warps - 1)
+
+
+def _raked(threads: Threads) -> int:
+    """Both scans over a block's threads, by a warp whose lanes take W threads each: products and multiply-adds, 3 each.
+
+    W - 1 to fold a lane's threads into one and W - 1 to go through them again, of either scan; one more; 5 steps within
+    the warp and one in 31 lanes, of either. A block of one warp has nothing to fold, and that last one is no product.
+    """
+    both = 32 * (4 * (threads.warps - 1) + 1) + 2 * (WARP_SCAN + 31)
+    return 3 * both - (2 * 31 if threads.warps == 1 else 0)
+
+
+def _state_update(step: Step, channels: int, n_state: int) -> Path:
+    """mamba-ssm's selective_state_update: one token, by its source. Its state is in the weights' dtype.
+
+    A state: Δ·A, to base 2, exp; Δ·B, times u; decay times h, their sum, C 2: 9. Δ·u is never made, and three more
+    exps and logs of a channel go to base 2.
+    """
+    s, n, kept = step.width, step.rows * channels, step.batch * channels * n_state
+    parameters, narrow = channels * n_state, s * step.rows * n_state
+    moved = 4 * s * n + 2 * narrow + 4 * (parameters + 2 * channels) + 2 * s * kept
+    return Path(2 * kept + 2 * n, 0, moved, 0, 0, 6 * s * n + 2 * narrow + 8 * kept)
 
 
 def _inputs(step: Step, channels: int, n_state: int) -> int:

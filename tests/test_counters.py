@@ -217,6 +217,12 @@ def test_the_fused_scans_backward_runs_its_machine_code() -> None:
     assert threads * 16 == states
 
 
+def test_one_token_of_the_fused_scan_is_its_own_kernel() -> None:
+    # 9 a state, of which the formula has 7; Δ·u is not made, and three exps and logs go to base 2.
+    scan = selective_scan(Step(2, 1, 0, 64, 2, "fused", False, 1), 1536, 16).forward
+    assert scan.flops + scan.extra_flops == 2 * 1536 * (9 * 16 + 3 + 2)
+
+
 def test_what_an_architecture_cannot_do_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="positions for 1024 tokens, not 1025"):
         count(Case.of(preset("gpt2"), task="decode", seq_len=1024))

@@ -106,3 +106,47 @@ def test_a_product_that_is_not_the_models_is_found_out() -> None:
         f"{kernel.name} in backbone.layers.*.mlp.up_proj: 12,345",
         "backbone.layers.*.mlp.up_proj: 2048x768 by 768x2240 did not run",
     )
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_len", "forward", "backward"),
+    [
+        (3, 100, (2_359_296, 44_900_352, 46_596_096), (27_214_848, 142_295_040, 102_039_552)),  # a warp, 4 steps each
+        (1, 5000, (37_748_736, 604_053_504, 632_291_328), (275_837_952, 1_988_886_528, 1_356_595_200)),  # 3 chunks
+    ],
+)
+def test_every_instruction_of_the_fused_scan(batch: int, seq_len: int, forward: tuple, backward: tuple) -> None:
+    """Sums, products and multiply-adds that an H200 counted in one layer of mamba-130m."""
+    case = Case.of(
+        preset("mamba-130m", n_layers=1),
+        task="train",
+        batch=batch,
+        seq_len=seq_len,
+        dtype="bfloat16",
+        path="fused",
+        optimizer="sgd",
+    )
+    empty = dict.fromkeys(("special", "read_bytes", "written_bytes"), 0)
+    kernels = [
+        Kernel(
+            f"void selective_scan_{short}_kernel<Selective_Scan_{short}_kernel_traits<...>>(SSMParams)",
+            "backbone.layers.*.mixer",
+            phase,
+            {**empty, **dict(zip(("add", "multiply", "multiply_add"), found, strict=True))},
+        )
+        for short, phase, found in (("fwd", "forward", forward), ("bwd", "backward", backward))
+    ]
+    for line, (adds, multiplies, multiply_adds) in zip(lines(count(case), kernels), (forward, backward), strict=True):
+        assert line.unexplained == ()
+        assert line.expected == line.found == adds + multiplies + 2 * multiply_adds
+
+    kernels[0].counts["add"] += 1
+    (forward_line, _) = lines(count(case), kernels)
+    assert forward_line.unexplained == (f"scan: {forward_line.found:,}, not {forward_line.found - 1:,}",)
+
+
+def test_a_scan_of_another_path_is_not_held() -> None:
+    case = Case.of(preset("mamba-130m", n_layers=1), task="decode", seq_len=64, dtype="bfloat16", path="fused")
+    counts = dict.fromkeys(("add", "multiply", "multiply_add", "special", "read_bytes", "written_bytes"), 0)
+    (line,) = lines(count(case), [Kernel("_selective_scan_update_kernel", "mixer", "forward", counts)])
+    assert line.expected is None
