@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchbench.case import Case
 from benchbench.clock import wake
+from benchbench.cores import launching_core
 from benchbench.devices import name_of
 from benchbench.devices.calibration import Calibration, Curve, HostCost, Sizes, Timing
 from benchbench.env import describe
@@ -34,7 +35,7 @@ WARM_S = 1.0
 LONG_S = 0.02
 """A call longer than this is timed in two rounds, not five."""
 BUDGET_S = {"cuda": 110.0, "cpu": 55.0}
-MODULES_S = 15.0
+MODULES_S = 20.0
 """Of a GPU's budget, what is kept for whole models."""
 
 Report = Callable[[str], None]
@@ -84,15 +85,16 @@ class Stopwatch:
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         for turn in range(ROUNDS if rough < LONG_S else 2):
             torch.cuda.synchronize()
-            if not long:
-                torch.cuda._sleep(int(CLOCK_HZ * (1.5 * calls * queued_s + 5e-5)))
-            first.record()
-            begun = perf_counter()
-            for number in range(calls):
-                call(turn * calls + number)
-            hosts.append((perf_counter() - begun) / calls)
-            last.record()
-            last.synchronize()
+            with launching_core.held():
+                if not long:
+                    torch.cuda._sleep(int(CLOCK_HZ * (1.5 * calls * queued_s + 5e-5)))
+                first.record()
+                begun = perf_counter()
+                for number in range(calls):
+                    call(turn * calls + number)
+                hosts.append((perf_counter() - begun) / calls)
+                last.record()
+                last.synchronize()
             times.append(first.elapsed_time(last) / 1e3 / calls)
         return Timing(median(times), min(times), max(times), median(hosts))
 

@@ -3,16 +3,28 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from benchbench.cores import launching_core
 from benchbench.record import Protocol
 from benchbench.stats import summarize
 
 Call = Callable[[], object]
-Timer = Callable[[Call], float]
-"""Makes one call and returns its seconds."""
+
+
+class Lap(NamedTuple):
+    """One call, timed."""
+
+    seconds: float
+    host_slowdown: float | None = None
+    """How many times as long as on the fastest core everything took, just before, on the one that launched it: on a
+    GPU, whose calls may wait for their launches."""
+
+
+Timer = Callable[[Call], Lap]
+"""Makes one call."""
 
 OnPhase = Callable[[str, int, float | None], None]
 """Told of the phase, the samples so far, and half the median's interval over the median, if there is one."""
@@ -30,6 +42,8 @@ class Timing:
     first_call_s: float
     warmup_s: list[float] = field(default_factory=list[float])
     time_s: list[float] = field(default_factory=list[float])
+    host_slowdown: list[float] = field(default_factory=list[float])
+    """Of each sample's core, where that is known."""
 
     @property
     def spent_s(self) -> float:
@@ -43,12 +57,15 @@ def sample(call: Call, protocol: Protocol, timer: Timer, on_phase: OnPhase) -> T
     there is always a sample, and it is never the first call. A call longer than the budget is thus made twice.
     """
     on_phase("warm-up", 0, None)
-    timing = Timing(timer(call))
+    timing = Timing(timer(call).seconds)
     while timing.spent_s < protocol.case_budget_s and not _warm(timing, protocol):
-        timing.warmup_s.append(timer(call))
+        timing.warmup_s.append(timer(call).seconds)
     on_phase("sampling", 0, None)
     while not timing.time_s or (timing.spent_s < protocol.case_budget_s and not enough(timing.time_s, protocol)):
-        timing.time_s.append(timer(call))
+        lap = timer(call)
+        timing.time_s.append(lap.seconds)
+        if lap.host_slowdown is not None:
+            timing.host_slowdown.append(lap.host_slowdown)
         on_phase("sampling", len(timing.time_s), summarize(timing.time_s).half_ratio)
     return timing
 
@@ -78,29 +95,29 @@ def timer_for(device: torch.device) -> Timer:
     return cuda_timer(device) if device.type == "cuda" else host_timer
 
 
-def host_timer(call: Call) -> float:
+def host_timer(call: Call) -> Lap:
     start = perf_counter()
     call()
-    return perf_counter() - start
+    return Lap(perf_counter() - start)
 
 
 def cuda_timer(device: torch.device) -> Timer:
-    """Times one call from an idle GPU to the end of its last kernel, launching included.
+    """Times one call from an idle GPU to the end of its last kernel, launching included, from a core left alone.
 
     A sample is one call, however short: calls that follow each other without a wait would hide their launching. The
     second-level cache keeps what the call before left there, as it does between the tokens of a generation; what does
     not fit in it, the weights of most models, is read from memory in every call.
     """
 
-    def timer(call: Call) -> float:
-        with torch.cuda.device(device):
+    def timer(call: Call) -> Lap:
+        with torch.cuda.device(device), launching_core.held() as slowdown:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             start.record()
             call()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1e3
+            return Lap(start.elapsed_time(end) / 1e3, slowdown)
 
     return timer
 

@@ -8,6 +8,7 @@ from statistics import median
 
 from benchbench.axis import LENGTH, Axis
 from benchbench.columns import agreement, counted_peak, measured_peak, peak_basis, time_of
+from benchbench.cores import SLOW
 from benchbench.record import Record
 from benchbench.scaling import METRICS, CountAt, Finding, crossovers, exponents, series
 from benchbench.units import count, digits, integer, listing
@@ -43,8 +44,8 @@ def absences(lines: dict[str, list[Record]], axis: Axis = LENGTH) -> list[Findin
 
 
 def agreements(records: Sequence[Record]) -> list[Finding]:
-    """Traced against counted FLOPs, built against counted parameters, measured against counted peak, and the gates."""
-    return [*_traces(records), *_alarms(records), *_ratios(records)]
+    """Traced against counted FLOPs, built against counted parameters, measured against counted, gates and the host."""
+    return [*_traces(records), *_alarms(records), *_ratios(records), *_hosts(records)]
 
 
 def _traces(records: Sequence[Record]) -> Iterable[Finding]:
@@ -99,6 +100,19 @@ def _ratios(records: Sequence[Record]) -> Iterable[Finding]:
     times = [(r.counted.time_s, t.median) for r in records if r.counted and r.counted.time_s and (t := time_of(r))]
     if times:
         yield Finding(f"Counted over measured time: {_spread(times)}.")
+
+
+def _hosts(records: Sequence[Record]) -> Iterable[Finding]:
+    """Where kernels were launched from a core that something else slowed."""
+    middles = [median(r.measured.host_slowdown) for r in records if r.measured and r.measured.host_slowdown]
+    slowed = [middle for middle in middles if middle > SLOW]
+    if slowed:
+        yield Finding(
+            f"Host: slowed by something else in most samples of {len(slowed)} of {len(middles)} cases, "
+            f"up to {max(slowed):.2g} times: there calls that wait for their launches take longer."
+        )
+    elif middles:
+        yield Finding(f"Host: left alone in most samples of all {len(middles)} cases.", detail=True)
 
 
 def _spread(pairs: Sequence[tuple[float, float]]) -> str:

@@ -219,6 +219,7 @@ def timed(prepared: Prepared, protocol: Protocol, device: torch.device, on_phase
         time_s=tuple(timing.time_s),
         first_call_s=timing.first_call_s,
         warmup_s=tuple(timing.warmup_s),
+        host_slowdown=tuple(timing.host_slowdown),
         host_rss_bytes=memory.host_peak_bytes() if fresh else None,
         gpu=used,
     )
@@ -312,4 +313,4 @@ def calibrate(device: torch.device) -> dict[str, float]:
 def _median_s(call: Callable[[], object], device: torch.device, calls: int) -> float:
     timer = timer_for(device)
     timer(call)
-    return median(timer(call) for _ in range(calls))
+    return median(timer(call).seconds for _ in range(calls))

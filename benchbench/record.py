@@ -77,6 +77,9 @@ class Measured(Value, frozen=True):
     time_s: tuple[float, ...] = ()
     first_call_s: float | None = None
     warmup_s: tuple[float, ...] = ()
+    host_slowdown: tuple[float, ...] = ()
+    """On a GPU, of each sample: how many times as long as on the fastest core of the host everything took on the core
+    that launched it, which something else may share."""
     peak_requested_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchbench.calibrate import Calibrator, Stopwatch, host_costs
+from benchbench.clock import Lap
 from benchbench.devices.calibration import Timing
 from benchbench.errors import UnsupportedError
 from benchbench.microbench import modules, recurrent
@@ -114,9 +115,9 @@ def test_a_resolvent_is_timed_on_the_path_that_its_curve_names(supplies):
 
 def test_whole_models_are_those_of_no_suite_and_named_by_what_they_are():
     found = dict(modules.cases())
-    # Three families, three tasks
-    assert len(found) == 9
-    assert {"transformer/prefill/flash", "mamba/decode/fused", "resnet-bk/train/triton"} <= set(found)
+    # Three families, one of them on two paths, three tasks
+    assert len(found) == 12
+    assert {"transformer/prefill/flash", "mamba/decode/fused", "mamba/train/triton"} <= set(found)
     assert all([case.spec.n_layers for case in pair] == [2, 8] for pair in found.values())
     sizes = {(case.family, case.spec.d_model) for name in built_in() for case in suite(name).cases}
     assert not sizes & {(case.family, case.spec.d_model) for pair in found.values() for case in pair}
@@ -126,7 +127,7 @@ def test_a_layer_costs_what_the_deeper_model_takes_longer(monkeypatch):
     pair = dict(modules.cases())["transformer/decode/flash"]
     # 2 layers take 5 s and 8 take 17 s: 2 s a layer and 1 s for all else. The host's clock itself is not asked.
     models = {}
-    monkeypatch.setattr(modules, "timer_for", lambda device: lambda call: (call(), models[call])[1])
+    monkeypatch.setattr(modules, "timer_for", lambda device: lambda call: (call(), Lap(models[call]))[1])
     plain = modules.prepare
 
     def prepared(model, case):

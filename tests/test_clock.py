@@ -4,20 +4,20 @@ from itertools import chain, repeat
 import pytest
 import torch
 
-from benchbench.clock import MAX_WARMUP_CALLS, Timing, agree, cuda_timer, enough, host_timer, sample
+from benchbench.clock import MAX_WARMUP_CALLS, Lap, Timing, agree, cuda_timer, enough, host_timer, sample
 from benchbench.record import Protocol
 
 LONG = 1e9
 
 
-def scripted(seconds: Sequence[float], then: float | None = None) -> tuple[Callable[[object], float], list[float]]:
+def scripted(seconds: Sequence[float], then: float | None = None) -> tuple[Callable[[object], Lap], list[float]]:
     """A timer that makes no call: it says the next of `seconds`, then `then` for ever; and what it has said."""
     rest = chain(seconds, repeat(then)) if then is not None else iter(seconds)
     said: list[float] = []
 
-    def timer(call: object) -> float:
+    def timer(call: object) -> Lap:
         said.append(next(rest))
-        return said[-1]
+        return Lap(said[-1])
 
     return timer, said
 
@@ -123,10 +123,20 @@ def test_tells_the_phase_the_samples_and_the_interval():
     assert len(phases) == 8
 
 
+def test_each_sample_is_kept_with_what_slowed_its_core():
+    laps = iter([Lap(9.0, 1.0), Lap(1.0, 1.8), Lap(1.0, 1.0), Lap(2.0, 1.9), Lap(1.0, 1.1)])
+
+    timing = sample(lambda: None, Protocol(max_samples=2, case_budget_s=LONG), lambda _: next(laps), lambda *_: None)
+
+    assert timing == Timing(9.0, [1.0, 1.0], [2.0, 1.0], [1.9, 1.1])
+
+
 def test_the_host_timer_makes_one_call():
     calls: list[int] = []
 
-    assert host_timer(lambda: calls.append(1)) > 0
+    lap = host_timer(lambda: calls.append(1))
+    assert lap.seconds > 0
+    assert lap.host_slowdown is None
     assert calls == [1]
 
 
@@ -138,4 +148,7 @@ def test_cuda_events_wait_for_the_kernels():
     timer = cuda_timer(device)
     timer(lambda: a @ a)
 
-    assert timer(lambda: a @ a) > 1e-4
+    lap = timer(lambda: a @ a)
+    assert lap.seconds > 1e-4
+    assert lap.host_slowdown is not None
+    assert lap.host_slowdown >= 1

@@ -1,12 +1,15 @@
 """Two processes on cores of their own."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
-from benchbench.cores import bind, siblings, split, usable_cores
+from benchbench import cores
+from benchbench.cores import LaunchingCore, bind, launching_core, siblings, split, usable_cores
 
 
 def topology(folder, **lists: str):
@@ -43,3 +46,80 @@ def test_a_process_is_kept_on_its_cores():
         assert psutil.Process(process.pid).cpu_affinity() == sorted(one)
         process.communicate(b"\n")
     bind(process.pid, one)  # it has ended: nothing to do
+
+
+class Machine:
+    """Cores whose speeds change at will."""
+
+    def __init__(self, monkeypatch, *seconds: float) -> None:
+        self.seconds, self.on = list(seconds), 0
+        self.kept: list[list[int]] = []
+        monkeypatch.setattr(cores, "usable_cores", lambda: frozenset(range(len(seconds))))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, one: setattr(self, "on", min(one)), raising=False)
+        monkeypatch.setattr(cores, "_keep_threads", lambda these: self.kept.append(list(these)))
+        self.core = LaunchingCore(lambda: self.seconds[self.on])
+
+    def held(self) -> tuple[list[int], float]:
+        with self.core.held() as slowdown:
+            kept = self.kept[-1]
+        assert self.kept[-1] == list(range(len(self.seconds)))
+        return kept, slowdown
+
+
+def test_a_core_is_kept_while_it_is_fast(monkeypatch):
+    machine = Machine(monkeypatch, 2.0, 1.0, 1.1)
+    # Core 0 takes 2, core 1 takes 1: it is the first that is fast.
+    assert machine.held() == ([1], 1.0)
+    machine.seconds[0] = 1.0
+    machine.seconds[1] = 1.15
+    assert machine.held() == ([1], 1.15)
+
+
+def test_a_core_that_something_slows_is_left_for_the_first_that_is_fast(monkeypatch):
+    machine = Machine(monkeypatch, 1.0, 1.0, 1.1)
+    machine.held()
+    machine.seconds[:] = 1.8, 1.9, 1.1
+    assert machine.held() == ([2], 1.1)
+
+
+def test_where_all_are_slowed_the_fastest_is_taken_and_by_how_much_is_told(monkeypatch):
+    machine = Machine(monkeypatch, 1.0, 1.0, 1.0)
+    machine.held()
+    machine.seconds[:] = 1.8, 1.5, 2.0
+    assert machine.held() == ([1], 1.5)
+
+
+def test_the_fastest_ever_seen_is_what_others_are_judged_by(monkeypatch):
+    machine = Machine(monkeypatch, 1.0)
+    machine.held()
+    machine.seconds[0] = 0.5
+    assert machine.held() == ([0], 1.0)
+    machine.seconds[0] = 1.0
+    assert machine.held() == ([0], 2.0)
+
+
+def test_without_affinity_nothing_moves_and_the_slowdown_is_told(monkeypatch):
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert [machine.core.held().__enter__(), machine.kept] == [1.0, []]
+    machine.seconds[0] = 3.0
+    with machine.core.held() as slowdown:
+        assert slowdown == 3.0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity of threads")
+def test_all_threads_are_on_one_core_meanwhile_and_free_after():
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        own = [thread.native_id for thread in threads] + [0]
+        with launching_core.held() as slowdown:
+            assert slowdown >= 1
+            inside = {frozenset(os.sched_getaffinity(one)) for one in own}
+        assert len(inside) == 1
+        assert len(inside.pop()) == 1
+        assert {frozenset(os.sched_getaffinity(one)) for one in own} == {usable_cores()}
+    finally:
+        done.set()

@@ -108,3 +108,17 @@ def test_every_sentence_says_counted_measured_or_traced():
     records = [record(m, n, steady(n / 1e3), cost=counted(n)) for m in ("mamba-tiny", "gpt2") for n in (512, 1024)]
     for sentence in texts(findings(records)):
         assert any(word in sentence.lower() for word in ("counted", "measured", "traced")), sentence
+
+
+def test_cases_that_were_launched_from_a_slowed_core_are_told():
+    def said(*slowdowns):
+        measured = [Measured(time_s=(1.0,) * 3, host_slowdown=one) for one in slowdowns]
+        records = [record("mamba-tiny", 2**n, measured=one) for n, one in enumerate(measured, 9)]
+        return [text for text in texts(agreements(records)) if text.startswith("Host")]
+
+    assert said((), ()) == []
+    assert said((1.0, 1.0, 1.9), (1.1, 1.2, 1.0)) == ["Host: left alone in most samples of all 2 cases."]
+    assert said((1.0, 1.8, 1.9), (1.1, 1.2, 1.0), ()) == [
+        "Host: slowed by something else in most samples of 1 of 2 cases, up to 1.8 times: "
+        "there calls that wait for their launches take longer."
+    ]

@@ -69,12 +69,13 @@ GROUPS = (
         others_lazily="causal_conv1d mamba_ssm triton",
     ),
     Group("suites", "suites suite selection store run_folder fingerprint", uses="values", others="pydantic"),
-    Group("machine", "clock memory env synthetic probe", uses="values", others="torch psutil"),
+    Group("cores", "cores", others="psutil"),
+    Group("machine", "clock memory env synthetic probe", uses="values cores", others="torch psutil"),
     Group("tasks", "tasks tasks.* gate", uses="values models machine", others="torch"),
     Group(
         "worker",
         "measure worker calibrate microbench microbench.*",
-        uses="values models machine tasks",
+        uses="values models cores machine tasks",
         lazily="trace",
         others="torch",
         others_lazily="causal_conv1d mamba_ssm",
@@ -83,13 +84,16 @@ GROUPS = (
     Group(
         "tables",
         "axis table cost_tables formula_tables columns scaling findings lead plot report publish recount",
-        uses="values suites",
+        uses="values suites cores",
         lazily="counters symbolic",
         others="rich",
         others_lazily="matplotlib pandas pydantic tabulate",
     ),
     Group(
-        "running", "cores process plan launch progress job runner", uses="values suites counters", others="psutil rich"
+        "running",
+        "process plan launch progress job runner",
+        uses="values suites counters cores",
+        others="psutil rich",
     ),
     Group(
         "claims",

@@ -23,21 +23,20 @@ DEPTHS = (2, 8)
 WARM_UP, CALLS = 8, 20
 
 
-def specs() -> tuple[ModelSpec, ...]:
-    """One a family whose path on a GPU launches as many kernels whatever the length; of no suite's width."""
-    return (
-        preset("transformer-tiny", d_model=128, n_heads=2, n_kv_heads=2),
-        preset("resnet-bk-tiny", d_model=128, top_k=1),
-        preset("mamba-tiny", d_model=128, d_state=16),
-    )
+def specs() -> Iterator[tuple[ModelSpec, str]]:
+    """One a family and each of its paths that launches as many kernels whatever the length; of no suite's width."""
+    mamba = preset("mamba-tiny", d_model=128, d_state=16)
+    yield preset("transformer-tiny", d_model=128, n_heads=2, n_kv_heads=2), "flash"
+    yield preset("resnet-bk-tiny", d_model=128, top_k=1), "triton"
+    yield mamba, "fused"
+    yield mamba, "triton"
 
 
 def cases() -> Iterator[tuple[str, tuple[Case, Case]]]:
     """The name of an entry, `family/task/path`, and its case at both depths."""
-    for spec, task in product(specs(), TASKS):
+    for (spec, path), task in product(specs(), TASKS):
         two, more = (
-            Case.of(spec.replace(n_layers=n), task=task, seq_len=TOKENS, dtype=DTYPE, path=spec.cuda_path)
-            for n in DEPTHS
+            Case.of(spec.replace(n_layers=n), task=task, seq_len=TOKENS, dtype=DTYPE, path=path) for n in DEPTHS
         )
         yield f"{two.family}/{task}/{two.path}", (two, more)
 
@@ -48,7 +47,7 @@ def host_cost(pair: tuple[Case, Case], device: torch.device) -> HostCost:
     timer = timer_for(device)
     for call in calls * WARM_UP:
         timer(call)
-    fewer_s, more_s = zip(*([timer(call) for call in calls] for _ in range(CALLS)), strict=True)
+    fewer_s, more_s = zip(*([timer(call).seconds for call in calls] for _ in range(CALLS)), strict=True)
     layers, shallow_s, deep_s = pair[0].spec.n_layers, median(fewer_s), median(more_s)
     layer_s = max(0.0, (deep_s - shallow_s) / (pair[1].spec.n_layers - layers))
     nine_of_ten_s = quantiles(more_s, n=10)[-1]
