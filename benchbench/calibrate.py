@@ -83,9 +83,9 @@ class Stopwatch:
         long = queued_s > 0.02
         times, hosts = [], []
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        for turn in range(ROUNDS if rough < LONG_S else 2):
-            torch.cuda.synchronize()
-            with launching_core.held():
+        with launching_core.held():
+            for turn in range(ROUNDS if rough < LONG_S else 2):
+                torch.cuda.synchronize()
                 if not long:
                     torch.cuda._sleep(int(CLOCK_HZ * (1.5 * calls * queued_s + 5e-5)))
                 first.record()
@@ -95,7 +95,7 @@ class Stopwatch:
                 hosts.append((perf_counter() - begun) / calls)
                 last.record()
                 last.synchronize()
-            times.append(first.elapsed_time(last) / 1e3 / calls)
+                times.append(first.elapsed_time(last) / 1e3 / calls)
         return Timing(median(times), min(times), max(times), median(hosts))
 
 
