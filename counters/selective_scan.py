@@ -168,6 +168,10 @@ class Threads(NamedTuple):
 
     items: int
     warps: int
+    odd_forward: int = 0
+    """Products of a block and a state that the compiler makes beyond one for each multiply-add of `_combined`."""
+    odd_backward: int = 0
+    """And of `_raked`."""
 
     @property
     def lanes(self) -> int:
@@ -179,8 +183,13 @@ class Threads(NamedTuple):
         return self.items * self.lanes
 
 
-FUSED_THREADS = {128: Threads(4, 1), 256: Threads(8, 1), 512: Threads(16, 1), 1024: Threads(16, 2)}
-"""By the longest sequence that is cut so."""
+FUSED_THREADS = {
+    128: Threads(4, 1, odd_backward=-2 * 31),
+    256: Threads(8, 1, odd_backward=-2 * 31),
+    512: Threads(16, 1, odd_backward=98),
+    1024: Threads(16, 2, odd_forward=-31, odd_backward=320),
+}
+"""By the longest sequence that is cut so. What is odd is what an H200 counted at 100, 200, 400 and 800 steps."""
 LONG = Threads(16, 4)
 
 WARP_SCAN = 31 + 30 + 28 + 24 + 16
@@ -206,10 +215,11 @@ def _fused(step: Step, channels: int, n_state: int) -> Path:
     18,874,368 sums: what an H200 counted.
 
     Backward, a thread and a state: 12 I products, 8 I - 3 multiply-adds, I + 1 sums, I exps, and 2 I atomic additions
-    to dB and dC: 32 I - 5. One warp runs both scans over threads: `_raked`. Summing dA over W warps takes 129 W + W - 1
-    sums a chunk, and from the second chunk on one more. A channel: 8 sums, 13 products, 13 multiply-adds, of softplus,
-    D, gate and the gated output again for out_proj's gradient, and 5 transcendentals: 52, of which the formulas have
-    7 + 5 + 9 + 2; to sum dD and the bias's gradient, as for dA, twice a sequence.
+    to dB and dC: 32 I - 5. One warp runs both scans over threads, with a product for a multiply-add: `_raked`. Summing
+    dA over W warps takes 129 W + W - 1 sums a chunk, and from the second chunk on one more. A channel: 8 sums, 13
+    products, 13 multiply-adds, of softplus, D, gate and the gated output again for out_proj's gradient, and 5
+    transcendentals: 52, of which the formulas have 7 + 5 + 9 + 2; to sum dD and the bias's gradient, as for dA, twice a
+    sequence.
 
     The convolution, its SiLU and Δ's projection are computed again, too: they are operations of their own.
     """
@@ -222,7 +232,8 @@ def _fused(step: Step, channels: int, n_state: int) -> Path:
     whole, each = step.batch * channels * chunks, step.batch * parameters * chunks
     over_block = threads.warps * (WARP_SCAN + 1) - 1
     forward = 10 * threads.steps - 2 * threads.lanes + 3 * _combined(threads) + 2 * (threads.lanes - 1)
-    backward = (32 * threads.items - 5) * threads.lanes + _raked(threads) + over_block
+    backward = (32 * threads.items - 5) * threads.lanes + 3 * _raked(threads) + over_block
+    forward, backward = forward + threads.odd_forward, backward + threads.odd_backward
     pairs, narrow = 8 * step.batch * parameters * -(-step.new // FUSED_CHUNK), s * rows * n_state
     return Path(
         extra_forward=forward * each + 37 * threads.steps * whole - 7 * states - 11 * n,
@@ -263,13 +274,12 @@ def _combined(threads: Threads) -> int:
 
 
 def _raked(threads: Threads) -> int:
-    """Both scans over a block's threads, by a warp whose lanes take W threads each: products and multiply-adds, 3 each.
+    """The same for both scans over a block's threads, by a warp whose lanes take W threads each.
 
     W - 1 to fold a lane's threads into one and W - 1 to go through them again, of either scan; one more; 5 steps within
-    the warp and one in 31 lanes, of either. A block of one warp has nothing to fold, and that last one is no product.
+    the warp and one in 31 lanes, of either.
     """
-    both = 32 * (4 * (threads.warps - 1) + 1) + 2 * (WARP_SCAN + 31)
-    return 3 * both - (2 * 31 if threads.warps == 1 else 0)
+    return 32 * (4 * (threads.warps - 1) + 1) + 2 * (WARP_SCAN + 31)
 
 
 def _state_update(step: Step, channels: int, n_state: int) -> Path:

@@ -109,16 +109,24 @@ def test_a_product_that_is_not_the_models_is_found_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "seq_len", "forward", "backward"),
+    ("batch", "seq_len", "wide", "forward", "backward"),
     [
-        (3, 100, (2_359_296, 44_900_352, 46_596_096), (27_214_848, 142_295_040, 102_039_552)),  # a warp, 4 steps each
-        (1, 5000, (37_748_736, 604_053_504, 632_291_328), (275_837_952, 1_988_886_528, 1_356_595_200)),  # 3 chunks
+        (1, 100, 128, (65_536, 1_247_232, 1_294_336), (755_968, 3_952_640, 2_834_432)),
+        (1, 200, 128, (131_072, 2_164_736, 2_260_992), (1_149_184, 7_311_360, 5_144_576)),
+        (1, 400, 128, (262_144, 3_999_744, 4_194_304), (1_935_616, 14_356_480, 9_764_864)),
+        (1, 800, 128, (524_288, 8_065_024, 8_519_680), (3_873_536, 28_508_160, 19_070_976)),
+        (1, 1500, 128, (1_048_576, 16_779_264, 17_563_648), (7_749_376, 55_246_848, 37_683_200)),
+        (1, 2100, 128, (2_097_152, 33_558_528, 35_127_296), (15_367_936, 110_493_696, 75_366_400)),
+        (3, 100, 1536, (2_359_296, 44_900_352, 46_596_096), (27_214_848, 142_295_040, 102_039_552)),
+        (1, 5000, 1536, (37_748_736, 604_053_504, 632_291_328), (275_837_952, 1_988_886_528, 1_356_595_200)),
     ],
 )
-def test_every_instruction_of_the_fused_scan(batch: int, seq_len: int, forward: tuple, backward: tuple) -> None:
-    """Sums, products and multiply-adds that an H200 counted in one layer of mamba-130m."""
+def test_every_instruction_of_the_fused_scan(
+    batch: int, seq_len: int, wide: int, forward: tuple, backward: tuple
+) -> None:
+    """Sums, products and multiply-adds that an H200 counted in one layer with so many channels, of every cut."""
     case = Case.of(
-        preset("mamba-130m", n_layers=1),
+        preset("mamba-130m", n_layers=1, d_model=wide // 2),
         task="train",
         batch=batch,
         seq_len=seq_len,

@@ -274,6 +274,25 @@ def test_a_call_with_too_many_allocations_is_not_followed(bench: Bench, monkeypa
     assert result.reasons[0].endswith(" allocations and frees, and 100 can be followed")
 
 
+def test_a_pass_for_the_memory_that_runs_out_of_it_leaves_the_times(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 394.00 MiB.")
+
+    monkeypatch.setattr(memory, "peaks", full)
+    result = do(bench, case(task="train"))
+
+    assert result.status == "ok"
+    assert result.reasons == ["memory was not measured: out of memory: asked for 394.00 MiB in the pass for it"]
+    assert result.measured.time_s
+    assert result.measured.peak_requested_bytes is None
+
+
+def test_a_pass_for_the_memory_that_breaks_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "peaks", lambda *_: 1 / 0)
+
+    assert do(bench, case()).status == "error"
+
+
 def test_a_call_longer_than_the_budget_is_not_repeated_for_its_memory(bench: Bench):
     result = do(bench, case(), protocol=Protocol(case_budget_s=1e-9))
 
