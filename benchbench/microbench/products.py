@@ -90,12 +90,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def flash(s: Supplies, dtype: str, *, backward: bool) -> Points:
+    """Forward also where a head's keys and values, 100 MB, are more than a GPU's second-level cache holds."""
     lengths = s.grid((64, 256, 1024, 4096, 16384, 65536), (64, 512, 1536))
     if s.cuda and dtype == "float32":
         lengths = (64, 1024, 8192)
-    for heads, c, n in product(s.grid((4, 16, 64), (4, 16)), s.grid((64, 128), (64,)), lengths):
-        if 2 * heads * c * n * n > s.grid((2 * 10**13,), (10**10,))[0]:
-            continue
+    grid = product(s.grid((4, 16, 64), (4, 16)), s.grid((64, 128), (64,)), lengths)
+    sizes = [(h, c, n) for h, c, n in grid if 2 * h * c * n * n <= s.grid((2 * 10**13,), (10**10,))[0]]
+    if s.cuda and dtype != "float32" and not backward:
+        sizes += [(4, 64, 400_000), (16, 64, 400_000)]
+    for heads, c, n in sizes:
         q, k, v = heads_of(s, heads, n, c, dtype, grad=backward)
         if backward:
             yield (heads, c, n), backward_of(attend(q, k, v), [q, k, v])

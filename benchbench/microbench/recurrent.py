@@ -116,7 +116,7 @@ def fused_scan(s: Supplies, dtype: str, *, backward: bool) -> Points:
     """The kernel of mamba-ssm, which takes its channels before its tokens."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports]
 
-    for batch, d, n in product((1, 8), (1280, 5120), (64, 1024, 8192, 65536)):
+    for batch, d, n in product((1, 8), (1280, 5120), (64, 1024, 8192, 65536, 200_000)):
         if not s.fits(batch * n * d):
             continue
         u, delta, z = (s.tensor(batch, d, n, dtype=dtype, grad=backward) for _ in range(3))
