@@ -108,11 +108,11 @@ def _hosts(records: Sequence[Record]) -> Iterable[Finding]:
     slowed = [middle for middle in middles if middle > SLOW]
     if slowed:
         yield Finding(
-            f"Host: slowed by something else in most samples of {len(slowed)} of {len(middles)} cases, "
-            f"up to {max(slowed):.2g} times: there calls that wait for their launches take longer."
+            f"Host: something else slowed the launching core in most samples of {len(slowed)} of {len(middles)} cases, "
+            f"up to {max(slowed):.2g} times: calls that wait for their launches took longer there."
         )
     elif middles:
-        yield Finding(f"Host: left alone in most samples of all {len(middles)} cases.", detail=True)
+        yield Finding("Host: nothing else slowed the launching core in most samples of any case.", detail=True)
 
 
 def _spread(pairs: Sequence[tuple[float, float]]) -> str:

@@ -117,8 +117,10 @@ def test_cases_that_were_launched_from_a_slowed_core_are_told():
         return [text for text in texts(agreements(records)) if text.startswith("Host")]
 
     assert said((), ()) == []
-    assert said((1.0, 1.0, 1.9), (1.1, 1.2, 1.0)) == ["Host: left alone in most samples of all 2 cases."]
+    assert said((1.0, 1.0, 1.9), (1.1, 1.2, 1.0)) == [
+        "Host: nothing else slowed the launching core in most samples of any case."
+    ]
     assert said((1.0, 1.8, 1.9), (1.1, 1.2, 1.0), ()) == [
-        "Host: slowed by something else in most samples of 1 of 2 cases, up to 1.8 times: "
-        "there calls that wait for their launches take longer."
+        "Host: something else slowed the launching core in most samples of 1 of 2 cases, up to 1.8 times: "
+        "calls that wait for their launches took longer there."
     ]

@@ -1,16 +1,23 @@
 """The README is true: its numbers are the committed results', its files exist, its commands parse."""
 
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
+from statistics import median
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from benchbench.__main__ import cli
+from benchbench.devices import device
+from benchbench.report import load
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests/bench"))
+time_model = importlib.import_module("time_model")
 README = (ROOT / "README.md").read_text("utf-8")
 RESULT = re.search(r"\]\((results/[\w./-]+\.md)\)", README)
 
@@ -41,6 +48,19 @@ def test_every_sentence_quoted_from_the_results_is_theirs() -> None:
     assert quoted
     for sentence in quoted:
         assert f"- {sentence}\n" in published
+
+
+def test_times_are_predicted_as_well_as_it_says() -> None:
+    results, calibration = (
+        ROOT / "results" / name for name in ("long-context/nvidia-h200.json", "devices/nvidia-h200.toml")
+    )
+    errors = [abs(row.error) for row in time_model.rows(load(results).records, device(str(calibration)))]
+    within = sum(error <= 0.25 for error in errors)
+    said = f"of {len(errors)} times the median is {100 * median(errors):.1f} % off, and {within} are within 25 %"
+    assert said in README.replace("\n", " ")
+    # What the time model is held to.
+    assert median(errors) <= 0.10
+    assert within >= 0.9 * len(errors)
 
 
 def test_every_linked_file_exists() -> None:

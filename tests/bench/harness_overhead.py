@@ -1,15 +1,15 @@
-"""What a run took beside what it timed: `python tests/bench/harness_overhead.py RUN_FOLDER [WALL_SECONDS]`.
+"""What a run took beside what it timed: `python tests/bench/harness_overhead.py RESULTS [WALL_SECONDS]`.
 
-Of each measured case the seconds in calls that were timed (first, warm-up, samples), those of the case, and of its
-steps. With the seconds that the whole command took, the ratio of the run; else of the cases alone, which leaves out
-the start of workers, the plan and the tables.
+RESULTS is a run folder or a file of results. Of each measured case the seconds in calls that were timed (first,
+warm-up, samples), those of the case, and of its steps. With the seconds that the whole command took, the ratio of the
+run; else of the cases alone, which leaves out the start of workers, the plan and the tables.
 """
 
 import sys
 from pathlib import Path
 
 from benchbench.record import Record
-from benchbench.store import read_run
+from benchbench.report import load
 
 LEAST_S = 0.05
 """Shorter calls are not what the harness is held to."""
@@ -20,8 +20,8 @@ def timed_s(record: Record) -> float:
     return (measured.first_call_s or 0.0) + sum(measured.warmup_s) + sum(measured.time_s) if measured else 0.0
 
 
-def main(folder: str, wall_s: str | None = None) -> None:
-    records = [record for record in read_run(Path(folder)).records if record.measured]
+def main(results: str, wall_s: str | None = None) -> None:
+    records = [record for record in load(Path(results)).records if record.measured]
     for record in records:
         steps = " ".join(f"{name} {seconds:.2f}" for name, seconds in record.steps_s.items())
         print(f"{timed_s(record):8.2f} s timed of {record.wall_s:8.2f} s  {record.case.id}  {steps}")
