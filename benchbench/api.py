@@ -94,8 +94,10 @@ def count(model: str | ModelSpec, task: str = "prefill", **sizes: Any) -> Cost:
 def check(module: "nn.Module", *inputs: Any, backward: bool = False, **named: Any) -> "ModuleCheck":
     """Runs `module(*inputs, **named)`, and with `backward` its backward, under torch's FLOP counter.
 
-    FLOPs by module path and phase, and the operators that the counter has no formula for.
+    FLOPs by module path and phase, and the operators that the counter has no formula for. `inputs` may be one tuple.
     """
     from benchbench.counters.module_check import check_module
 
+    if len(inputs) == 1 and isinstance(inputs[0], tuple):
+        (inputs,) = inputs
     return check_module(module, inputs, named, backward=backward)

@@ -135,6 +135,14 @@ def test_a_module_of_ones_own_forward():
     assert found.params == 3 * 72 + 45
 
 
+def test_inputs_may_be_one_tuple():
+    """5 rows of 3 outputs, 2·4 FLOPs each; attention takes three inputs."""
+    assert check(nn.Linear(4, 3), (torch.randn(5, 4),)).total == 5 * 3 * 2 * 4
+    x = torch.randn(1, 5, 4)
+    attention = nn.MultiheadAttention(4, 1, batch_first=True)
+    assert check(attention, (x, x, x)).total == check(attention, x, x, x).total > 0
+
+
 def test_a_module_of_ones_own_backward():
     """dW and dx cost a forward each; the first layer needs no dx, for its input has no gradient."""
     found = check(Mine(), torch.randn(4, 8), backward=True)
