@@ -1,7 +1,7 @@
 """Who runs on which core of the host, so that nothing delays the process that launches kernels."""
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -68,7 +68,7 @@ class LaunchingCore:
     seconds: Callable[[], float]
     """How long a piece of work takes that is always the same."""
     _least_s: float = field(default=inf, init=False)
-    _cores: tuple[int, ...] | None = field(default=None, init=False)
+    _cores: tuple[int, ...] = field(default=(), init=False)
 
     @contextmanager
     def held(self) -> Generator[float]:
@@ -76,23 +76,27 @@ class LaunchingCore:
 
         Yields how many times as long as on the fastest core so far everything takes on this one.
         """
-        if self._cores is None:
-            self._cores = tuple(sorted(usable_cores())) if hasattr(os, "sched_setaffinity") else ()
-            self._least_s = min(map(self._on, self._cores), default=self.seconds())
+        if not hasattr(os, "sched_setaffinity"):
+            yield self._slowdown(self.seconds())
+            return
+        before: dict[int, set[int]] = {}
+        for thread in _threads():
+            with suppress(OSError):  # it has just ended
+                before[thread] = os.sched_getaffinity(thread)
+        if not self._cores:
+            self._cores = tuple(sorted(usable_cores()))
+            self._least_s = min(map(self._on, self._cores))
         slowdown = self._settle()
-        if self._cores:
-            _keep_threads(self._cores[:1])
+        for thread in before:
+            _keep(thread, self._cores[:1])
         try:
             yield slowdown
         finally:
-            if self._cores:
-                _keep_threads(sorted(self._cores))
+            for thread in _threads():
+                _keep(thread, before.get(thread, self._cores))
 
     def _settle(self) -> float:
         """Puts the core to use first in the row: the present one if it is fast, else the first that is found to be."""
-        assert self._cores is not None
-        if not self._cores:
-            return self._slowdown(self.seconds())
         found: dict[int, float] = {}
         for core in self._cores:
             found[core] = self._slowdown(self._on(core))
@@ -122,10 +126,14 @@ def turning_s() -> float:
     return min(found)
 
 
-def _keep_threads(cores: Sequence[int]) -> None:
-    for thread in THREADS.iterdir():
-        with suppress(OSError):  # it has just ended
-            os.sched_setaffinity(int(thread.name), cores)
+def _threads() -> list[int]:
+    """Those of this process."""
+    return [int(thread.name) for thread in THREADS.iterdir()]
+
+
+def _keep(thread: int, cores: Iterable[int]) -> None:
+    with suppress(OSError):
+        os.sched_setaffinity(thread, cores)
 
 
 launching_core = LaunchingCore(turning_s)

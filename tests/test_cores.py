@@ -49,20 +49,22 @@ def test_a_process_is_kept_on_its_cores():
 
 
 class Machine:
-    """Cores whose speeds change at will."""
+    """Cores whose speeds change at will, and this thread, alone."""
 
     def __init__(self, monkeypatch, *seconds: float) -> None:
-        self.seconds, self.on = list(seconds), 0
-        self.kept: list[list[int]] = []
+        self.seconds = list(seconds)
+        self.on = frozenset(range(len(seconds)))
         monkeypatch.setattr(cores, "usable_cores", lambda: frozenset(range(len(seconds))))
-        monkeypatch.setattr(os, "sched_setaffinity", lambda _, one: setattr(self, "on", min(one)), raising=False)
-        monkeypatch.setattr(cores, "_keep_threads", lambda these: self.kept.append(list(these)))
-        self.core = LaunchingCore(lambda: self.seconds[self.on])
+        monkeypatch.setattr(cores, "_threads", lambda: [0])
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: self.on, raising=False)
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: setattr(self, "on", frozenset(to)), raising=False)
+        self.core = LaunchingCore(lambda: self.seconds[min(self.on)])
 
     def held(self) -> tuple[list[int], float]:
+        before = self.on
         with self.core.held() as slowdown:
-            kept = self.kept[-1]
-        assert self.kept[-1] == list(range(len(self.seconds)))
+            kept = sorted(self.on)
+        assert self.on == before
         return kept, slowdown
 
 
@@ -101,25 +103,31 @@ def test_the_fastest_ever_seen_is_what_others_are_judged_by(monkeypatch):
 def test_without_affinity_nothing_moves_and_the_slowdown_is_told(monkeypatch):
     machine = Machine(monkeypatch, 1.0, 1.0)
     monkeypatch.delattr(os, "sched_setaffinity")
-    assert [machine.core.held().__enter__(), machine.kept] == [1.0, []]
+    assert machine.held() == ([0, 1], 1.0)
     machine.seconds[0] = 3.0
-    with machine.core.held() as slowdown:
-        assert slowdown == 3.0
+    assert machine.held() == ([0, 1], 3.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity of threads")
-def test_all_threads_are_on_one_core_meanwhile_and_free_after():
-    done = threading.Event()
-    threads = [threading.Thread(target=done.wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+def test_all_threads_are_on_one_core_meanwhile_and_where_they_were_after():
+    done, threads = threading.Event(), []
+
+    def start() -> int:
+        threads.append(threading.Thread(target=done.wait))
+        threads[-1].start()
+        return threads[-1].native_id
+
+    usable = usable_cores()
     try:
-        own = [thread.native_id for thread in threads] + [0]
+        bound, free = start(), start()
+        os.sched_setaffinity(bound, {max(usable)})
         with launching_core.held() as slowdown:
-            assert slowdown >= 1
-            inside = {frozenset(os.sched_getaffinity(one)) for one in own}
+            late = start()
+            inside = {frozenset(os.sched_getaffinity(one)) for one in (0, bound, free, late)}
+        assert slowdown >= 1
         assert len(inside) == 1
         assert len(inside.pop()) == 1
-        assert {frozenset(os.sched_getaffinity(one)) for one in own} == {usable_cores()}
+        after = [frozenset(os.sched_getaffinity(one)) for one in (0, bound, free, late)]
+        assert after == [usable, {max(usable)}, usable, usable]
     finally:
         done.set()
