@@ -9,6 +9,9 @@ from benchbench.counters.op import Op
 MEASURED_WIDTH = 64
 """Width of the mixture of experts whose routing was measured."""
 
+RAGGED = ":ragged"
+"""In the name of a curve whose sizes are no whole chunks of a kernel; older calibrations do not tell them apart."""
+
 
 class Launch(NamedTuple):
     """A curve at a size; `dtype` is None for the case's own."""

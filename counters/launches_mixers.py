@@ -1,8 +1,9 @@
 """What attention, convolutions, scans, resolvents and mixtures of experts launch."""
 
 from benchbench.case import Case
-from benchbench.counters.launch import MEASURED_WIDTH, Launch, Launches, Parts, field, half, wider
+from benchbench.counters.launch import MEASURED_WIDTH, RAGGED, Launch, Launches, Parts, field, half, wider
 from benchbench.counters.op import Op
+from benchbench.counters.selective_scan import fused_threads
 
 MEASURED_STATES = 16
 """States a channel in the curves of a scan."""
@@ -82,10 +83,15 @@ def scan(suffix: str = "") -> Parts:
             yield Launch("fused_scan_step" if path == "fused" else f"scan_step:{path}", (channels, batch), share)
             yield Launch("copy", (batch * channels * size["n_state"],), 1, "float32")
         else:
-            name = "fused_scan" if path == "fused" else f"scan:{path}"
+            name = f"fused_scan{_ragged(size['new'])}" if path == "fused" else f"scan:{path}"
             yield Launch(name + suffix, (batch, channels, size["new"]), share)
 
     return found
+
+
+def _ragged(new: int) -> str:
+    """What is added to the name of the fused scan's curve where its last chunk is not full."""
+    return RAGGED if new % fused_threads(new).steps else ""
 
 
 def ssd(suffix: str = "") -> Parts:

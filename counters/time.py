@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from benchbench.case import Case
 from benchbench.counters.cost import Cost, count
-from benchbench.counters.launch import Launch
+from benchbench.counters.launch import RAGGED, Launch
 from benchbench.counters.launches import launches, update
 from benchbench.counters.op import Op
 from benchbench.devices import Device
@@ -71,9 +71,9 @@ def predict(cost: Cost, device: Device) -> Time | None:
     if missing:
         lacks = ", ".join(dict.fromkeys(missing))
         return _bound(floor, f"at least: the calibration of {device.name} lacks {lacks}")
-    host = device.calibration.modules.get(f"{cost.case.family}/{cost.case.task}/{cost.case.path}")
-    if host is not None:
-        factor = measured_over_pieces(host, pieces, cost, device.calibration)
+    if model := whole_model(cost.case, device.calibration):
+        like, host = model
+        factor = measured_over_pieces(like, host, pieces, cost, device.calibration)
         pieces = hosted(pieces, factor)
         slow = elapsed(hosted(pieces, host.spread), cost.case, device.calibration)
         total = elapsed(pieces, cost.case, device.calibration)._replace(high_s=slow.high_s)
@@ -151,20 +151,32 @@ def hosted(pieces: Pieces, factor: float) -> Pieces:
     return [(op, piece._replace(host_s=factor * piece.host_s)) for op, piece in pieces]
 
 
-def measured_over_pieces(host: HostCost, pieces: Pieces, cost: Cost, measured: Calibration) -> float:
-    """What the host takes for the model as a whole, over what its launches add up to, each measured alone.
+def whole_model(case: Case, measured: Calibration) -> tuple[Case, HostCost] | None:
+    """What the host takes to launch models like `case`, and the case that they stand for; None if none was measured.
 
-    Whole models were measured in bfloat16, one pass a step of AdamW and nothing recomputed, and decoding one sequence.
-    A case that departs from that takes the factor of the one that does not: its own launches make the difference.
+    They were measured in bfloat16, one pass a step of AdamW, and decoding one sequence.
     """
-    plain = cost.case.replace(dtype="bfloat16", autocast=None, checkpoint=False, accumulate=1)
-    if plain.task == "decode":
-        plain = plain.replace(batch=1)
-    if plain.task == "train":
-        plain = plain.replace(optimizer="adamw")
-    if plain != cost.case:
-        like, missing = count(plain), list[str]()
-        pieces = [(op, piece_of(op, like, measured, missing)) for op in like.ops]
+    name = f"{case.family}/{case.task}/{case.path}"
+    again = case.checkpoint and f"{name}/checkpoint" in measured.modules
+    host = measured.modules.get(f"{name}/checkpoint" if again else name)
+    if host is None:
+        return None
+    like = case.replace(dtype="bfloat16", autocast=None, checkpoint=again, accumulate=1)
+    if case.task == "decode":
+        like = like.replace(batch=1)
+    if case.task == "train":
+        like = like.replace(optimizer="adamw")
+    return like, host
+
+
+def measured_over_pieces(like: Case, host: HostCost, pieces: Pieces, cost: Cost, measured: Calibration) -> float:
+    """What the host takes for a model as a whole, over what its launches add up to, each measured alone.
+
+    A case that departs from what was measured takes its factor: its own launches make the difference.
+    """
+    if like != cost.case:
+        counted, missing = count(like), list[str]()
+        pieces = [(op, piece_of(op, counted, measured, missing)) for op in counted.ops]
         if missing:
             return 1.0
     launching = sum(op.repeat * piece.host_s for op, piece in pieces)
@@ -172,9 +184,13 @@ def measured_over_pieces(host: HostCost, pieces: Pieces, cost: Cost, measured: C
 
 
 def _timing(part: Launch, case: Case, measured: Calibration) -> Timing | None:
+    """By the curve itself, or by the first there is of those that can stand for it."""
     dtype = part.dtype or case.autocast or case.dtype
-    found = measured.timing(part.curve, dtype, part.sizes)
-    return found or measured.timing(part.curve, SAME_WIDTH.get(dtype, dtype), part.sizes)
+    curves = dict.fromkeys((part.curve, part.curve.replace(RAGGED, "")))
+    found = (
+        measured.timing(curve, one, part.sizes) for curve in curves for one in (dtype, SAME_WIDTH.get(dtype, dtype))
+    )
+    return next((timing for timing in found if timing), None)
 
 
 def _queued(measured: Calibration) -> bool:

@@ -115,9 +115,10 @@ def test_a_resolvent_is_timed_on_the_path_that_its_curve_names(supplies):
 
 def test_whole_models_are_those_of_no_suite_and_named_by_what_they_are():
     found = dict(modules.cases())
-    # Three families, one of them on two paths, three tasks
-    assert len(found) == 12
-    assert {"transformer/prefill/flash", "mamba/decode/fused", "mamba/train/triton"} <= set(found)
+    # Three families, one of them on two paths, three tasks, and training with checkpointing
+    assert len(found) == 16
+    assert {"transformer/prefill/flash", "mamba/decode/fused", "mamba/train/triton/checkpoint"} <= set(found)
+    assert {pair[0].checkpoint for name, pair in found.items() if "checkpoint" in name} == {True}
     assert all([case.spec.n_layers for case in pair] == [2, 8] for pair in found.values())
     sizes = {(case.family, case.spec.d_model) for name in built_in() for case in suite(name).cases}
     assert not sizes & {(case.family, case.spec.d_model) for pair in found.values() for case in pair}

@@ -269,6 +269,34 @@ def test_a_variation_costs_the_host_what_its_own_launches_add():
         assert seconds(other, gpu)[0] == pytest.approx(7.0 * share, rel=1e-4)
 
 
+def test_checkpointed_models_that_were_measured_stand_for_themselves():
+    plain, again = HostCost(layer_s=3.0, call_s=1.0), HostCost(layer_s=5.0, call_s=2.0)
+    gpu = launched(1e-12, 1e-3, **{"resnet-bk/train/chunked": plain, "resnet-bk/train/chunked/checkpoint": again})
+    assert seconds(half(task="train"), gpu)[0] == pytest.approx(7.0)
+    assert seconds(half(task="train", checkpoint=True), gpu)[0] == pytest.approx(12.0)
+    # Other optimizers add or save their launches, as without checkpoints.
+    bare, sgd = launched(1e-12, 1e-3), half(task="train", checkpoint=True, optimizer="sgd")
+    share = seconds(sgd, bare)[0] / seconds(sgd.replace(optimizer="adamw"), bare)[0]
+    assert seconds(sgd, gpu)[0] == pytest.approx(12.0 * share, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "name"),
+    [(2048, "fused_scan"), (128, "fused_scan"), (64, "fused_scan:ragged"), (5000, "fused_scan:ragged")],
+)
+def test_a_scan_over_no_whole_chunks_is_another_kernel(seq_len: int, name: str):
+    case = Case.of(preset("mamba-130m"), task="train", seq_len=seq_len, dtype="bfloat16", path="fused", optimizer="sgd")
+    scans = [op for op in count(case).ops if op.formula.name == "selective_scan"]
+    assert [part.curve for op in scans for part in launches(op, case) or ()] == [name, f"{name}_backward"]
+
+
+def test_whole_chunks_stand_for_others_where_only_they_were_measured():
+    case = Case.of(preset("mamba-130m"), task="prefill", seq_len=5000, dtype="bfloat16", path="fused")
+    both = launched(1.0, 0.0)
+    older = Calibration("Mine", {key: curve for key, curve in both.curves.items() if "ragged" not in key[0]}, {}, GPU)
+    assert seconds(case, older) == seconds(case, both)
+
+
 def test_a_captured_graph_does_not_wait_for_a_models_host():
     entry = {"resnet-bk/prefill/triton": HostCost(3.0, 1.0), "resnet-bk/prefill/graph": HostCost(3.0, 1.0)}
     assert seconds(half(path="triton"), launched(1e-12, 1e-6, **entry))[0] == pytest.approx(7.0)

@@ -33,12 +33,11 @@ def specs() -> Iterator[tuple[ModelSpec, str]]:
 
 
 def cases() -> Iterator[tuple[str, tuple[Case, Case]]]:
-    """The name of an entry, `family/task/path`, and its case at both depths."""
-    for (spec, path), task in product(specs(), TASKS):
-        two, more = (
-            Case.of(spec.replace(n_layers=n), task=task, seq_len=TOKENS, dtype=DTYPE, path=path) for n in DEPTHS
-        )
-        yield f"{two.family}/{task}/{two.path}", (two, more)
+    """The name of an entry, `family/task/path`, and its case at both depths; `/checkpoint` with checkpointing."""
+    for (spec, path), (task, checkpoint) in product(specs(), (*((task, False) for task in TASKS), ("train", True))):
+        sizes = {"task": task, "seq_len": TOKENS, "dtype": DTYPE, "path": path, "checkpoint": checkpoint}
+        two, more = (Case.of(spec.replace(n_layers=n), **sizes) for n in DEPTHS)
+        yield f"{two.family}/{task}/{path}{'/checkpoint' if checkpoint else ''}", (two, more)
 
 
 def host_cost(pair: tuple[Case, Case], device: torch.device) -> HostCost:

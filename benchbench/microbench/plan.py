@@ -47,6 +47,10 @@ def resolvents(form: str, path: str, **dtypes: Any) -> tuple[Spec, Spec]:
     return both_ways(name, ("batch", "n"), "the module, in float32", points, cuda=WIDE, **dtypes)
 
 
+def fused_scans(name: str, how: str, *, ragged: bool) -> tuple[Spec, Spec]:
+    return both_ways(name, SCAN, how, partial(recurrent.fused_scan, ragged=ragged), cpu=())
+
+
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
@@ -87,7 +91,8 @@ PLAN: tuple[Spec, ...] = (
     *resolvents("bk-causal", "triton", cpu=()),
     *both_ways("conv", CONV, "the depthwise causal convolution, 4 taps", partial(recurrent.conv, "chunked")),
     Spec("conv_step", STEP, "one token of the convolution", partial(recurrent.conv_step, "chunked")),
-    *both_ways("fused_scan", SCAN, "selective_scan_fn of mamba-ssm, 16 states", recurrent.fused_scan, cpu=()),
+    *fused_scans("fused_scan", "selective_scan_fn of mamba-ssm, 16 states", ragged=False),
+    *fused_scans("fused_scan:ragged", "the same, where the tokens are no whole chunks", ragged=True),
     *both_ways("fused_conv", SCAN, "causal_conv1d_fn with SiLU, 4 taps", recurrent.fused_conv, cpu=()),
     *both_ways("add_norm", ROWS, "layer_norm_fn of mamba-ssm with a float32 residual", pointwise.add_norm, cpu=()),
     Spec("fused_scan_step", STEP, "selective_state_update of mamba-ssm, 16 states", recurrent.fused_scan_step, cpu=()),

@@ -112,14 +112,15 @@ def dual_inputs(path: str, s: Supplies, batch: int, heads: int, n: int, dtype: s
     return ssd.SSD(path).to(s.device), ssd.Inputs(x, dt, B, C, rates, s.tensor(heads, grad=grad))
 
 
-def fused_scan(s: Supplies, dtype: str, *, backward: bool) -> Points:
+def fused_scan(s: Supplies, dtype: str, *, ragged: bool, backward: bool) -> Points:
     """The kernel of mamba-ssm, which takes its channels before its tokens.
 
-    Lengths above 1024 are whole chunks of it: others run a variant whose loads take longer, in bfloat16 by half.
+    Where they are no whole chunks of it, a variant runs whose loads take longer, in bfloat16 by half.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports]
 
-    for batch, d, n in product((1, 8), (1280, 5120), (64, 1024, 8192, 65536, 196_608)):
+    lengths = (100, 1000, 10_000, 100_000) if ragged else (128, 1024, 8192, 65536, 196_608)
+    for batch, d, n in product((1, 8), (320, 1280, 5120), lengths):
         if not s.fits(batch * n * d):
             continue
         u, delta, z = (s.tensor(batch, d, n, dtype=dtype, grad=backward) for _ in range(3))
@@ -138,7 +139,7 @@ def fused_conv(s: Supplies, dtype: str, *, backward: bool) -> Points:
     """The kernel of causal-conv1d with its SiLU."""
     from causal_conv1d import causal_conv1d_fn  # pyright: ignore[reportMissingImports]
 
-    for batch, d, n in product((1, 8), (1280, 5120), (64, 1024, 8192, 65536)):
+    for batch, d, n in product((1, 8), (320, 1280, 5120), (64, 1024, 8192, 65536)):
         if not s.fits(batch * n * d):
             continue
         x = s.tensor(batch, d, n, dtype=dtype, grad=backward)
