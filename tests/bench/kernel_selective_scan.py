@@ -1,19 +1,24 @@
 """Our selective scan in Triton beside mamba-ssm's, on a GPU: which launch is fastest, and who wins where.
 
-    python tests/bench/kernel_selective_scan.py [--sweep] [--compare] [--budget SECONDS] > lines.jsonl
+    python tests/bench/kernel_selective_scan.py [--sweep] [--compare] [--profile] [--budget SECONDS] > lines.jsonl
 
-Prints one JSON line a measurement; without options, both parts, the second under the launches that won the first.
+Prints one JSON line a measurement; without options, the first two, the second under the launches that won the first.
 
 --sweep    each kernel at D = 1536, N = 16, L = 131072, batch 1, bfloat16, under every launch of a small table, with its
            registers and spills, and at several chunk lengths. Compiled beforehand by several processes.
 --compare  forward, and forward with backward, against selective_scan_fn at L from 2k to 512k, batch 1 and 8, each in
            its own layout: ours (B, L, D), theirs (B, D, L). The two take turns; medians of CUDA events. First the
            error of both against float64 at L = 512. Lengths that do not fit are reported as such.
+--profile  what Nsight Compute says of each kernel, ours and mamba-ssm's, at the sizes of the sweep: how busy the units
+           are, what warps wait for. Nobody else may use the GPU's counters meanwhile.
 """
 
 import argparse
+import csv
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -272,12 +277,54 @@ def compare(budget: float) -> None:
             say(kind="compare", **size, error="out of memory")
 
 
+SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "Occupancy", "LaunchStats")
+
+
+def profile() -> None:
+    if shutil.which("ncu") is None:
+        sys.exit("--profile needs ncu, which comes with CUDA's toolkit.")
+    command = ["ncu", "--csv", "--page", "details", "--print-details", "all", "--print-units", "base"]
+    command += ["--kernel-name", "regex:selective_scan", "--profile-from-start", "off"]
+    command += [part for section in SECTIONS for part in ("--section", section)]
+    done = subprocess.run([*command, sys.executable, __file__, "--once"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"ncu failed: {(done.stderr or done.stdout).strip()[-800:]}")
+    found: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(line for line in done.stdout.splitlines() if line.startswith('"')):
+        if row["Metric Name"]:
+            named = found.setdefault(f"{row['ID']} {row['Kernel Name']}", {})
+            named[f"{row['Metric Name']} [{row['Metric Unit']}]"] = row["Metric Value"]
+    for kernel, metrics in found.items():
+        say(kind="profile", kernel=kernel.partition(" ")[2][:80], **metrics)
+
+
+def once() -> None:
+    """What `profile` watches: the second of two calls of ours, and of mamba-ssm's."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports]
+
+    tensors = draw(1, 131072, torch.bfloat16)
+    given = turned(tensors)
+    for watched in (False, True):
+        torch.cuda.synchronize()
+        if watched:
+            torch.cuda.profiler.start()
+        both_ways(tensors)
+        selective_scan_fn(*(tensor.requires_grad_() for tensor in given), delta_softplus=True).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=float, default=0.5, help="seconds a comparison")
     given = parser.parse_args()
+    if given.once or given.profile:
+        once() if given.once else profile()
+        return
     say(kind="device", name=torch.cuda.get_device_name(), torch=torch.__version__)
     if given.sweep or not given.compare:
         sweep()
