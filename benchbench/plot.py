@@ -154,7 +154,8 @@ def draw_panel(
         n, value = [point.n for point in found], [point.value / panel.unit for point in found]
         values += value
         if panel.kind == "counted":
-            axes.plot(n, value, color=look.color, linestyle=look.dashes, linewidth=1.6)
+            alone = {"marker": "_", "markersize": 14} if len(n) == 1 else {}
+            axes.plot(n, value, color=look.color, linestyle=look.dashes, linewidth=1.6, **alone)
         elif found:
             spread = [[(p.value - p.low) / panel.unit for p in found], [(p.high - p.value) / panel.unit for p in found]]
             axes.errorbar(

@@ -54,6 +54,11 @@ def test_points_lie_where_the_records_say():
     assert drawn(memory.containers[0][0]) == ([512, 1024], [2**20 / 2**30] * 2)
 
 
+def test_a_line_of_one_point_is_seen():
+    flops, *_ = figure([record("mamba-tiny", 512, steady(1.0), cost=counted(10**12))]).axes
+    assert [line.get_marker() for line in flops.lines] == ["_"]
+
+
 def test_long_titles_go_on_below():
     assert fill(["train", "float32", "N=2,048", "adamw", "autocast"], 26) == [
         "train · float32 · N=2,048",
