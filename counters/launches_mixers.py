@@ -85,8 +85,21 @@ def scan(suffix: str = "") -> Parts:
         else:
             name = f"fused_scan{_ragged(size['new'])}" if path == "fused" else f"scan:{path}"
             yield Launch(name + suffix, (batch, channels, size["new"]), share)
+            if path == "fused" and not suffix:
+                yield from _beside_fused_scan(op, case)
 
     return found
+
+
+def _beside_fused_scan(op: Op, case: Case) -> Launches:
+    """B and C are made contiguous, D and the bias float32, and a prompt leaves its states behind."""
+    size = op.formula.sizes
+    yield Launch("copy", (size["rows"] * size["n_state"],), 2)
+    if case.dtype != "float32":
+        yield Launch("copy", (size["channels"],), 2, "float32")
+    if case.task == "prefill":
+        yield Launch("copy", (size["batch"] * size["channels"] * field(case, "d_conv"),))
+        yield Launch("copy", (size["batch"] * size["channels"] * size["n_state"],), 1, "float32")
 
 
 def _ragged(new: int) -> str:
@@ -108,7 +121,9 @@ def ssd(suffix: str = "") -> Parts:
 
 
 def decay_rates(op: Op, case: Case) -> Launches:
-    yield Launch("copy", (op.formula.sizes["channels"] * op.formula.sizes["n_state"],), 2, "float32")
+    """exp and sign, of a copy in float32."""
+    parameters = op.formula.sizes["channels"] * op.formula.sizes["n_state"]
+    yield Launch("copy", (parameters,), 2 if case.dtype == "float32" else 3, "float32")
 
 
 def resolvent(suffix: str = "") -> Parts:

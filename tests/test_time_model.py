@@ -287,7 +287,30 @@ def test_checkpointed_models_that_were_measured_stand_for_themselves():
 def test_a_scan_over_no_whole_chunks_is_another_kernel(seq_len: int, name: str):
     case = Case.of(preset("mamba-130m"), task="train", seq_len=seq_len, dtype="bfloat16", path="fused", optimizer="sgd")
     scans = [op for op in count(case).ops if op.formula.name == "selective_scan"]
-    assert [part.curve for op in scans for part in launches(op, case) or ()] == [name, f"{name}_backward"]
+    curves = [part.curve for op in scans for part in launches(op, case) or () if part.curve.startswith("fused")]
+    assert curves == [name, f"{name}_backward"]
+
+
+def test_the_fused_scan_of_a_prompt_is_beside_small_copies():
+    """By models/mamba_fused.py: B, C; D, bias; the two states; A's copy in float32, its exp and its sign."""
+
+    def copies(**sizes) -> list[Launch]:
+        case = Case.of(preset("mamba-130m"), seq_len=2048, path="fused", **sizes)
+        parts = (
+            part for op in count(case).ops if op.path.endswith(("mixer", "scan")) for part in launches(op, case) or ()
+        )
+        return [part for part in parts if part.curve == "copy"]
+
+    narrow, wide = 2048 * 16, 1536 * 16
+    half = copies(task="prefill", dtype="bfloat16")
+    assert half == [
+        Launch("copy", (wide,), 3, "float32"),
+        Launch("copy", (narrow,), 2),
+        Launch("copy", (1536,), 2, "float32"),
+        Launch("copy", (1536 * 4,)),
+        Launch("copy", (wide,), 1, "float32"),
+    ]
+    assert copies(task="train", dtype="float32")[:2] == [Launch("copy", (wide,), 2, "float32"), half[1]]
 
 
 def test_whole_chunks_stand_for_others_where_only_they_were_measured():

@@ -187,7 +187,7 @@ def resolvent(form: Any, path: str, s: Supplies, dtype: str, *, backward: bool) 
 
 def routing(s: Supplies, dtype: str, *, backward: bool) -> Points:
     """A mixture of experts whose experts are next to nothing: 64 wide."""
-    rows = s.grid((1, 64, 1024, 16384, 262144), (1, 64, 1024, 8192))
+    rows = s.grid((1, 2, 64, 1024, 16384, 262144), (1, 64, 1024, 8192))
     for experts, k, n in product(s.grid((4, 16), (4,)), (1, 2), rows):
         module = MoE(64, 64, experts, k, 0.0).to(s.device, DTYPES[dtype])
         x = s.tensor(1, n, 64, dtype=dtype, grad=backward)
