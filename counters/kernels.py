@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchbench.counters.cost import Cost
+from benchbench.counters.fused_scan import fused_apart
 from benchbench.counters.op import Op
-from benchbench.counters.selective_scan import fused_apart
 
 TILES = "a product runs in whole tiles"
 BLOCKS = "flash attention runs whole blocks of queries and keys"

@@ -1,9 +1,9 @@
 """What attention, convolutions, scans, resolvents and mixtures of experts launch."""
 
 from benchbench.case import Case
+from benchbench.counters.fused_scan import fused_threads
 from benchbench.counters.launch import MEASURED_WIDTH, RAGGED, Launch, Launches, Parts, field, half, wider
 from benchbench.counters.op import Op
-from benchbench.counters.selective_scan import fused_threads
 
 MEASURED_STATES = 16
 """States a channel in the curves of a scan."""

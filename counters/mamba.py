@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from benchbench.counters import dense, pointwise
 from benchbench.counters.causal_conv import causal_conv
 from benchbench.counters.core import Mixer, at
+from benchbench.counters.fused_scan import FUSED_CHUNK
 from benchbench.counters.op import Formula, Placed, Step, inside, recomputed
-from benchbench.counters.selective_scan import FUSED_CHUNK, SCAN_CHUNK, TRITON_CHUNK, decay_rates, selective_scan
+from benchbench.counters.scan_paths import SCAN_CHUNK, TRITON_CHUNK
+from benchbench.counters.selective_scan import decay_rates, selective_scan
 from benchbench.specs.mamba import MambaSpec
 
 LAYER = "backbone.layers.*"

@@ -12,7 +12,7 @@ from benchbench.counters import ssd
 from benchbench.counters.cost import Cost
 from benchbench.counters.op import Op
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
-from benchbench.counters.selective_scan import SCAN_CHUNK, TRITON_BLOCK, TRITON_CHUNK
+from benchbench.counters.scan_paths import SCAN_CHUNK, TRITON_BLOCK, TRITON_CHUNK
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 Witness = Literal["torch", "fvcore", "dispatch"]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchbench import models
 from benchbench.counters.op import Formula, Step
-from benchbench.counters.selective_scan import TRITON_BLOCK, TRITON_CHUNK, selective_scan
+from benchbench.counters.scan_paths import TRITON_BLOCK, TRITON_CHUNK
+from benchbench.counters.selective_scan import selective_scan
 from benchbench.errors import UnsupportedError
 from benchbench.models import selective_scan_triton as ours
 from benchbench.models.mamba import LayerState, Mixer

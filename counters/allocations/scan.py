@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchbench.counters.allocations import ops, views
 from benchbench.counters.allocations.tape import Tape
 from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
-from benchbench.counters.selective_scan import SCAN_CHUNK
+from benchbench.counters.scan_paths import SCAN_CHUNK
 
 
 class Sizes(NamedTuple):

@@ -6,7 +6,7 @@ from benchbench.counters.allocations import ops
 from benchbench.counters.allocations.scan import Sizes
 from benchbench.counters.allocations.tape import Tape
 from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
-from benchbench.counters.selective_scan import TRITON_BLOCK, TRITON_CHUNK
+from benchbench.counters.scan_paths import TRITON_BLOCK, TRITON_CHUNK
 
 
 def by_kernels(t: Tape, inputs: list[Tensor], sizes: Sizes, before: Storage) -> tuple[Tensor, Storage]:

@@ -11,7 +11,7 @@ from benchbench.case import Case
 from benchbench.counters.op import Op
 from benchbench.counters.resolvent import RESOLVENT_CHUNK, RESOLVENT_HALO
 from benchbench.counters.rules import EINSUM_DIGITS, NORM_FIVE, SCAN_READOUT, SQUARE, Seen
-from benchbench.counters.selective_scan import SCAN_CHUNK
+from benchbench.counters.scan_paths import SCAN_CHUNK
 from benchbench.specs.resnet_bk import ResNetBKSpec
 
 NO_ATTENTION = "attention, written as `q @ k` or as one fused call, counts 0"
