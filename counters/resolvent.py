@@ -19,6 +19,20 @@ class Cut(NamedTuple):
 TRITON_CUTS = {"bk-causal": (Cut(32, 32), Cut(32, 24)), "bk-exact": (Cut(16, 24), Cut(8, 24))}
 """Forward and backward, in the Triton kernels."""
 
+TWO_SIDED = (
+    {Cut(1, 0): 5, Cut(16, 0): 411, Cut(16, 24): 6 * 72 + 422},
+    {Cut(1, 0): 15, Cut(8, 0): 484, Cut(8, 24): 6 * 188 + 517},
+)
+"""What a lane of the two-sided kernels runs, forward and backward, by their machine code for Hopper: sums, products,
+and 2 a multiply-add. A halo is 6 rounds of 4 positions on either side.
+
+By its structure a position of the forward's chunk is v - 2, three fractions of d² + s² 3 and the reciprocal's
+correction 1, their d and s as multiply-adds 12, and G's two products: 27 C. Nothing reads what the last position leaves
+of either side, 12, and six of the d and s follow no product: 414 for 16, and four multiply-adds are made twice. Around
+it the 9 of a left fraction on either side: 72 a round. The compiler folds products into the sums that read them, more
+of them than one backward, and how many has no rule; no GPU's counters have been read of these kernels.
+"""
+
 
 def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     """The resolvent of the tridiagonal H = diag(v - 2) + shifts at z = i: one real number in, one complex out, a token.
@@ -86,13 +100,7 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
     `bk-causal`: see `_left`; backward the square 5, the sum 2, the product 6 and the sign 1. The clamp that follows
     keeps L.
 
-    `bk-exact`: around the chunk a position is the diagonal 1 and a fraction 8, on either side: 18 H. In the chunk the
-    diagonal is 1, either fraction's d and s are 2 and what follows from them 6, and joining them takes the left one's d
-    and s: 2 + 6. Nothing reads what the last position leaves of either: (1 + 2 + 2 + 8) C - 2 + 2·6 (C - 1).
-
-    Its backward keeps v alone, and computes L, R and G again. Around the chunk the square's product with a sum comes to
-    each position, 2 + 11, on either side. In the chunk: the right recursion's sum 2, and 11 but the last time; the left
-    one's 2 + 11 but the last time; the two sums joined 2, G² 5, the real part of their product 3, the sign 1.
+    `bk-exact`: the table of its machine code, `TWO_SIDED`. Its backward keeps v alone, and computes L, R and G again.
     """
     tokens, s = step.rows, step.width
     ahead, back = (_fit(step, cut) for cut in TRITON_CUTS[form])
@@ -103,7 +111,7 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
         saved, moved_back = 0, (16 + s) * tokens
     else:
         forward, backward = 27 * tokens, 39 * tokens
-        runs, back_runs = _both(ahead), _both(back) + 26 * back.halo + 13 * back.chunk + 24 * (back.chunk - 1)
+        runs, back_runs = TWO_SIDED[0][ahead], TWO_SIDED[1][back]
         saved, moved_back = s * tokens, (8 + 2 * s) * tokens
     return Formula(
         "resolvent",
@@ -131,11 +139,6 @@ def _left(cut: Cut, *, begun: bool) -> int:
     d and s are v - 2 and 1, 1² is no product, nor is s times the reciprocal: -4; unless a row has `begun` with a state.
     """
     return 9 * (cut.chunk + cut.halo) + 2 * cut.chunk - (2 if begun and not cut.halo else 6)
-
-
-def _both(cut: Cut) -> int:
-    """What a lane of the two-sided kernel runs."""
-    return 18 * cut.halo + 13 * cut.chunk + 12 * (cut.chunk - 1) - 2
 
 
 def _fit(step: Step, cut: Cut) -> Cut:

@@ -206,19 +206,18 @@ def test_the_count_cuts_as_the_kernels_do():
     ("form", "new", "forward", "backward"),
     [
         # One position alone: v - 2, its square plus 1 in a multiply-add, the reciprocal, and one product with it.
-        # Two-sided: the diagonal 1, d and s 2, joined 2 + 6; the right one's sum 2, both joined 2, G² 5, the real part
-        # 3, the sign 1.
+        # Two-sided the same; backward 4 sums, 5 products, 3 multiply-adds.
         ("bk-causal", 1, 5, 14),
-        ("bk-exact", 1, 11, 24),
+        ("bk-exact", 1, 5, 15),
         # 130 in 5 chunks of 32 with 32 before or 24 behind them. Of 64 positions all but the first follow another, and
         # 32 are written: additions 64 + 1; products 63 + 64 + 2·32; multiply-adds 63 + 62 + 64: 65 + 191 + 2·189 = 634.
         ("bk-causal", 130, 5 * 634, 5 * 56 * 14),
-        # 130 in 9 chunks of 16, 24 on either side: 48·9 + 16·13 - 2 + 15·12 = 818. Backward in 17 of 8: 48·9 + 8·13 - 2
-        # + 7·12 = 618, also 13 at each of the 48, 2 + 2 + 5 + 3 + 1 at each of the 8, and 11 + 13 at 7 of them:
-        # 618 + 624 + 104 + 168.
-        ("bk-exact", 130, 9 * 818, 17 * 1514),
+        # 130 in 9 chunks of 16, 24 on either side in 6 rounds of 12 sums, 20 products, 20 multiply-adds: 72; in the
+        # chunk 22, 124 and 138: 422. Backward in 17 of 8: 6 rounds of 36, 64 and 44: 188; 85, 174 and 129: 517.
+        ("bk-exact", 130, 9 * (6 * 72 + 422), 17 * (6 * 188 + 517)),
         # One chunk, with nothing around it.
         ("bk-causal", 30, 9 * 32 + 2 * 32 - 6, 32 * 14),
+        ("bk-exact", 8, 19 + 122 + 2 * 135, 80 + 164 + 2 * 120),
     ],
 )
 def test_operations_of_every_lane_are_counted(form: str, new: int, forward: int, backward: int):
