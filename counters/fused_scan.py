@@ -5,9 +5,6 @@ from typing import NamedTuple
 from benchbench.counters.op import Step
 from benchbench.counters.scan_paths import Path
 
-FUSED_CHUNK = 2048
-"""Steps between two states that mamba-ssm's scan keeps, above 1024 of them: 128 threads with 16 each."""
-
 
 class Threads(NamedTuple):
     """How mamba-ssm cuts a channel's steps: a block of warps reads a chunk of them, each thread some in a row."""
@@ -28,6 +25,10 @@ class Threads(NamedTuple):
         """Of a chunk. The last one runs whole, however few are left."""
         return self.items * self.lanes
 
+    def chunks(self, new: int) -> int:
+        """Of a sequence of `new` steps; between two of them a state is kept."""
+        return -(-new // self.steps)
+
 
 FUSED_THREADS = {
     128: Threads(4, 1, odd_backward=-2 * 31),
@@ -43,7 +44,7 @@ WARP_SCAN = 31 + 30 + 28 + 24 + 16
 
 
 def fused_threads(new: int) -> Threads:
-    """Symbols are long."""
+    """How a sequence of `new` steps is cut. Symbols are long."""
     if not isinstance(new, int):  # pyright: ignore[reportUnnecessaryIsInstance]
         return LONG
     return next((threads for most, threads in FUSED_THREADS.items() if new <= most), LONG)
@@ -74,13 +75,13 @@ def fused(step: Step, channels: int, n_state: int) -> Path:
     s, rows, n = step.width, step.rows, step.rows * channels
     states, parameters = n * n_state, channels * n_state
     threads = fused_threads(step.new)
-    chunks = -(-step.new // threads.steps)
+    chunks = threads.chunks(step.new)
     whole, each = step.batch * channels * chunks, step.batch * parameters * chunks
     over_block = threads.warps * (WARP_SCAN + 1) - 1
     forward = 10 * threads.steps - 2 * threads.lanes + 3 * _combined(threads) + 2 * (threads.lanes - 1)
     backward = (32 * threads.items - 5) * threads.lanes + 3 * _raked(threads) + over_block
     forward, backward = forward + threads.odd_forward, backward + threads.odd_backward
-    pairs, narrow = 8 * step.batch * parameters * -(-step.new // FUSED_CHUNK), s * rows * n_state
+    pairs, narrow = 8 * each, s * rows * n_state
     return Path(
         extra_forward=forward * each + 37 * threads.steps * whole - 7 * states - 11 * n,
         extra_backward=backward * each
@@ -106,7 +107,7 @@ def fused_apart(size: dict[str, int], phase: str) -> int:
     Special functions: an exp a state, and of a channel 3 forward and 5 backward, which has 2 atomic additions a state.
     """
     threads, n_state = fused_threads(size["new"]), size["n_state"]
-    whole = size["batch"] * size["channels"] * -(-size["new"] // threads.steps) * threads.steps
+    whole = size["batch"] * size["channels"] * threads.chunks(size["new"]) * threads.steps
     return whole * (3 * n_state + 5 if phase == "backward" else n_state + 3)
 
 

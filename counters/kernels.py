@@ -134,12 +134,12 @@ def _held(cost: Cost, phase: str, kind: str, kernels: list[Kernel]) -> Held:
         found = sum(kernel.tensor_flops for kernel in kernels)
         return _sum_held(kind, sum(_attention_flops(op, kernels) for op in ops), found, BLOCKS)
     if kind == "resolvent":
-        found = sum(kernel.vector_flops for kernel in kernels)
-        return _sum_held(kind, sum(op.repeat * op.executed_flops for op in ops), found, STRUCTURE)
-    if kind == "scan" and all(FUSED_SCAN[phase] in kernel.name for kernel in kernels):
-        found = sum(kernel.vector_flops for kernel in kernels)
-        return _sum_held(kind, _fused_scan_flops(cost, phase), found, STRUCTURE)
-    return Held()
+        expected = sum(op.repeat * op.executed_flops for op in ops)
+    elif kind == "scan" and all(FUSED_SCAN[phase] in kernel.name for kernel in kernels):
+        expected = _fused_scan_flops(cost, phase)
+    else:
+        return Held()
+    return _sum_held(kind, expected, sum(kernel.vector_flops for kernel in kernels), STRUCTURE)
 
 
 def _sum_held(kind: str, expected: int, found: int, rule: str) -> Held:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from benchbench.counters import dense, pointwise
 from benchbench.counters.causal_conv import causal_conv
 from benchbench.counters.core import Mixer, at
-from benchbench.counters.fused_scan import FUSED_CHUNK
+from benchbench.counters.fused_scan import fused_threads
 from benchbench.counters.op import Formula, Placed, Step, inside, recomputed
 from benchbench.counters.scan_paths import SCAN_CHUNK, TRITON_CHUNK
 from benchbench.counters.selective_scan import decay_rates, selective_scan
@@ -80,7 +80,7 @@ def _scan_holds(step: Step, channels: int, n_state: int) -> int:
     if step.path == "eager":
         return 4 * n * n_state + 2 * n + matrix + state + wide + skip
     if step.path == "fused":
-        return 2 * output + 2 * state * -(-step.new // FUSED_CHUNK) + matrix + skip
+        return 2 * output + 2 * state * fused_threads(step.new).chunks(step.new) + matrix + skip
     if step.path == "triton":
         chunks = -(-step.new // TRITON_CHUNK)
         between = (chunks + 1) * state + 4 * batch * chunks * channels

@@ -26,9 +26,12 @@ WARM_UP, CALLS = 8, 20
 def specs() -> Iterator[tuple[ModelSpec, str]]:
     """One a family and each of its paths that launches as many kernels whatever the length; of no suite's width."""
     mamba = preset("mamba-tiny", d_model=128, d_state=16)
-    yield preset("transformer-tiny", d_model=128, n_heads=2, n_kv_heads=2), "flash"
-    yield preset("resnet-bk-tiny", d_model=128, top_k=1), "triton"
-    yield mamba, "fused"
+    for spec in (
+        preset("transformer-tiny", d_model=128, n_heads=2, n_kv_heads=2),
+        preset("resnet-bk-tiny", d_model=128, top_k=1),
+        mamba,
+    ):
+        yield spec, spec.cuda_path
     yield mamba, "triton"
 
 

@@ -4,9 +4,7 @@ from benchbench.counters.allocations import lookups, ops
 from benchbench.counters.allocations.mamba import Layer, Memory, State
 from benchbench.counters.allocations.tensors import Gradient, Gradients, Parameter, Storage, Tensor
 from benchbench.counters.allocations.workspaces import CUBLAS, MULTIPROCESSORS
-
-SCAN_CHUNK = 2048
-"""Tokens between two states that the kernel keeps."""
+from benchbench.counters.fused_scan import fused_threads
 
 
 class Fused(Memory):
@@ -138,7 +136,7 @@ class Fused(Memory):
     def kept(self) -> int:
         """The kernel's states, as pairs in float32."""
         spec, step = self.spec, self.step
-        return 8 * step.batch * spec.d_inner * spec.d_state * -(-step.new // SCAN_CHUNK)
+        return 8 * step.batch * spec.d_inner * spec.d_state * fused_threads(step.new).chunks(step.new)
 
     def prefill(self, xz: Tensor, w: Layer) -> Tensor:
         t, spec, s, rows = self.t, self.spec, xz.width, xz.rows
