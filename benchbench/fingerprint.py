@@ -33,12 +33,17 @@ def sources(family: str, task: str) -> list[Path]:
 
 
 def _imported(source: str) -> Iterator[str]:
-    """Modules of `PACKAGES` that `source` names; `from package import name` may name a module too."""
+    """Modules of `PACKAGES` that `source` names; `from package import name` may name a module too.
+
+    Kernels are imported where they are launched: `loaded(tensor, "a_module")` names them.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "loaded":
+            names = [f"benchbench.models.{text.value}" for text in node.args if isinstance(text, ast.Constant)]
         else:
             continue
         yield from (name for name in names if name.startswith(PACKAGES))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,14 @@ def test_sources_of_a_family_are_its_module_what_it_imports_and_its_task():
     names = {path.name for path in sources("mamba", "prefill")}
     assert {"base.py", "mamba.py", "selective_scan.py", "prefill.py"} <= names
     assert not names & {"transformer.py", "resnet_bk.py", "resolvent.py", "train.py", "decode.py"}
+
+
+@pytest.mark.parametrize("family", ["mamba", "resnet-bk"])
+def test_the_sources_of_a_family_have_every_kernel_that_they_launch(family: str):
+    found = sources(family, "prefill")
+    launched = {f"{name}.py" for path in found for name in re.findall(r'"(\w+_kernels\w*)"', path.read_text("utf-8"))}
+    assert launched
+    assert launched <= {path.name for path in found}
 
 
 def test_editing_one_model_makes_its_own_measurements_old_and_no_others(monkeypatch):
