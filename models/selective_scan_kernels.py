@@ -51,23 +51,6 @@ def sigmoid(x):
 
 
 @triton.jit
-def power_of_two(x, POLY: tl.constexpr):
-    """2^x for x <= 0, by the special-function unit or, within 1e-7, by multiply-adds, of which more run at a time."""
-    if not POLY:
-        return tl.exp2(x)
-    x = tl.maximum(x, -125.0)
-    shifted = x + 12582912.0  # 1.5 · 2^23: its low bits are now the nearest integer
-    f = x - (shifted - 12582912.0)
-    p = 0.00132764672 * f + 0.00967554168
-    p = p * f + 0.0555071329
-    p = p * f + 0.240221197
-    p = p * f + 0.693146967
-    p = p * f + 1.00000007
-    exponent = shifted.to(tl.int32, bitcast=True) << 23
-    return (p.to(tl.int32, bitcast=True) + exponent).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def inside(index, size, token, left):
     """Where index < size, if token < left; else nowhere."""
     return index < tl.where(token < left, size, 0)
@@ -129,7 +112,6 @@ def selective_scan_states(
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
-    POLY: tl.constexpr,
 ):
     """Into states [k + 1] what chunk k leaves behind from zero; into sums (B, K, D) the sum of its dt."""
     channel, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
@@ -155,7 +137,7 @@ def selective_scan_states(
             dt = softplus(raws_now[j].to(tl.float32))
             total += dt
             added = (dt * us_now[j].to(tl.float32))[None, :] * b[:, None]
-            h = power_of_two(dt[None, :] * A, j < POLY) * h + added
+            h = tl.exp2(dt[None, :] * A) * h + added
     put(states_ptr + (batch * (chunks + 1) + k + 1) * (N * D), h, channel, n, D, WIDTH)
     tl.store(sums_ptr + (batch * chunks + k) * D + channel, total, mask=here)
 
@@ -219,7 +201,6 @@ def selective_scan_outputs(
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
-    POLY: tl.constexpr,
 ):
     """y = (C h + D u) silu(z) of chunk k, from states [k]."""
     channel, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
@@ -250,7 +231,7 @@ def selective_scan_outputs(
             b = row(b_ptr + (t + j) * N, inside(n, N, t + j, left), 0.0, MASKED)
             c = row(c_ptr + (t + j) * N, inside(n, N, t + j, left), 0.0, MASKED)
             dt, u, z = softplus(raws_now[j].to(tl.float32)), us_now[j].to(tl.float32), zs_now[j].to(tl.float32)
-            h = power_of_two(dt[None, :] * A, j < POLY) * h + (dt * u)[None, :] * b[:, None]
+            h = tl.exp2(dt[None, :] * A) * h + (dt * u)[None, :] * b[:, None]
             ys = ys + ((tl.sum(h * c[:, None], 0) + skip * u) * z * sigmoid(z),)
         for j in tl.static_range(UNROLL):
             tl.store(y_ptr + (t + j) * D, ys[j].to(y_ptr.dtype.element_ty), mask=inside(channel, D, t + j, left))

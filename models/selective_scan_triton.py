@@ -20,14 +20,11 @@ MAX_STATES = 32
 
 
 class Launch(NamedTuple):
-    """How a kernel is cut: channels a program, warps that share them, tokens in flight, of which `poly` take 2^x by
-    polynomial instead of by the special-function unit, and at most how many registers a thread (0: no limit).
-    """
+    """How a kernel is cut: channels a program, its warps, tokens in flight, and a thread's registers (0: no limit)."""
 
     block: int
     warps: int = 1
     unroll: int = 4
-    poly: int = 0
     registers: int = 0
 
     def options(self, n_state: int) -> dict[str, int]:
@@ -42,7 +39,8 @@ class Launch(NamedTuple):
         }
 
 
-STATES, OUTPUTS, UP, DOWN = Launch(64), Launch(64), Launch(32), Launch(32)
+STATES = OUTPUTS = Launch(64, unroll=1, registers=128)
+UP, DOWN = Launch(32), Launch(32, unroll=2, registers=128)
 
 
 class Sizes(NamedTuple):
@@ -104,10 +102,10 @@ def _forward(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sums_BKD = states.new_empty(sizes.batch, sizes.chunks, sizes.channels)
     states[:, 0] = h_BDN.mT
     given, rows = (u, raw, B, A, states, sums_BKD), (u, raw)
-    _launch(kernels.selective_scan_states, STATES, sizes, given, rows, POLY=STATES.poly)
+    _launch(kernels.selective_scan_states, STATES, sizes, given, rows)
     _carry(kernels, states, sums_BKD, A)
     given, rows = (u, raw, z, B, C, A, D, states, y_BLD), (u, raw, z)
-    _launch(kernels.selective_scan_outputs, OUTPUTS, sizes, given, rows, POLY=OUTPUTS.poly)
+    _launch(kernels.selective_scan_outputs, OUTPUTS, sizes, given, rows)
     return y_BLD, states[:, -1].mT.contiguous(), states
 
 
@@ -169,9 +167,9 @@ def _one_token(inputs: Inputs, h_BDN: Tensor) -> Tensor:
 def _carry(kernels: Any, states: Tensor, sums_BKD: Tensor, A_ND: Tensor, *, reverse: bool = False) -> None:
     """Adds each chunk's state, decayed, to the next one's; from the last to the first with `reverse`."""
     batch, chunks, channels = sums_BKD.shape
-    grid = (-(-A_ND.numel() // 128), batch)
-    sizes = {"D": channels, "N": len(A_ND), "REVERSE": reverse}
-    kernels.selective_scan_carry[grid](states, sums_BKD, A_ND, chunks, **sizes, BLOCK=128, UNROLL=8, num_warps=4)
+    block = 64  # Of 64 chunks at a time, for the loads, not the sums, take its time.
+    sizes = {"D": channels, "N": len(A_ND), "REVERSE": reverse, "BLOCK": block, "UNROLL": 64, "num_warps": block // 32}
+    kernels.selective_scan_carry[-(-A_ND.numel() // block), batch](states, sums_BKD, A_ND, chunks, **sizes)
 
 
 def _prepared(inputs: Inputs) -> tuple[Tensor, ...]:

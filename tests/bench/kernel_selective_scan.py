@@ -43,25 +43,25 @@ KERNELS = {
     "DOWN": "selective_scan_down",
 }
 FORWARD = (
-    Launch(32),
+    Launch(32, unroll=1),
     Launch(64),
-    Launch(64, poly=1),
-    Launch(64, unroll=8),
-    Launch(64, unroll=8, poly=1),
-    Launch(64, unroll=2),
-    Launch(128, warps=2),
-    Launch(128, warps=4),
-    Launch(256, warps=4),
+    Launch(64, unroll=2, registers=96),
+    Launch(64, unroll=1),
+    Launch(64, unroll=1, registers=112),
+    Launch(64, unroll=1, registers=120),
+    Launch(64, unroll=1, registers=128),
+    Launch(64, unroll=1, registers=144),
+    Launch(256, warps=4, unroll=1, registers=128),
 )
 BACKWARD = (
     Launch(32),
+    Launch(32, unroll=1),
     Launch(32, unroll=2),
     Launch(32, unroll=8),
-    Launch(32, registers=168),
-    Launch(32, unroll=2, registers=168),
+    Launch(32, unroll=1, registers=144),
     Launch(32, unroll=2, registers=128),
-    Launch(64, unroll=2),
-    Launch(64, warps=2),
+    Launch(32, unroll=2, registers=168),
+    Launch(64, unroll=1),
     Launch(128, warps=4),
 )
 TABLE = {"STATES": FORWARD, "OUTPUTS": FORWARD, "UP": BACKWARD, "DOWN": BACKWARD}
