@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from benchbench.calibrate import Calibrator, Stopwatch, host_costs
 from benchbench.clock import Lap
-from benchbench.devices.calibration import Timing
+from benchbench.commands.calibrate import command
+from benchbench.devices.calibration import Timing, load
 from benchbench.errors import UnsupportedError
 from benchbench.microbench import modules, recurrent
 from benchbench.microbench.plan import PLAN
@@ -53,6 +55,25 @@ def test_when_the_time_is_over_the_rest_is_skipped():
     found = Calibrator(CPU, budget_s=1e-9).run((Spec("add", ("n",), "", additions),))
     assert not found.curves
     assert found.skipped == {"add/float32": "the time was over after 0 points"}
+
+
+def interrupted(supplies, dtype):
+    yield from additions(supplies, dtype)
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
+    plan = (Spec("add", ("n",), "", additions), Spec("late", ("n",), "", interrupted))
+    measure = Calibrator._measure
+    monkeypatch.setattr(Calibrator, "_measure", lambda self, _, deadline: measure(self, plan, deadline))
+    whole = tmp_path / "cpu.toml"
+    whole.write_text("whole", "utf-8")
+    done = CliRunner().invoke(command, ["--device", "cpu", "--out", str(whole)])
+    assert done.exit_code == 1  # the program's own handler says 130
+    assert whole.read_text("utf-8") == "whole"
+    found = load(tmp_path / "cpu.partial.toml")
+    assert ("add", "float32") in found.curves
+    assert found.skipped["the rest"] == "interrupted"
 
 
 def test_forwards_run_in_inference_mode_and_steps_of_autograd_do_not():

@@ -20,12 +20,17 @@ def command(device: str | None, out: Path | None, budget_s: float | None) -> Non
     from benchbench.calibrate import Calibrator
     from benchbench.devices.calibration import dump
     from benchbench.lead import slug
+    from benchbench.runner import terminable
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchError("--device cuda: torch sees no GPU here.", "Pass --device cpu, or see what torch says of CUDA.")
-    found = Calibrator(torch.device(device), lambda line: click.echo(line, err=True), budget_s or 0.0).run()
+    calibrator = Calibrator(torch.device(device), lambda line: click.echo(line, err=True), budget_s or 0.0)
+    with terminable():
+        found = calibrator.run()
     path = out or Path("results/devices") / f"{slug(dict(found.environment))}.toml"
+    if calibrator.interrupted:  # what is whole is not written over by a part
+        path = path.with_suffix(".partial.toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dump(found), "utf-8")
     points = sum(len(curve.points) for curve in found.curves.values())
@@ -35,3 +40,5 @@ def command(device: str | None, out: Path | None, budget_s: float | None) -> Non
     load, cores = found.environment["load_average"], found.environment["cpu"]["logical_cores"]
     if load > BUSY * cores:
         click.echo(f"The machine was busy (load {load:.1f} on {cores} cores): measure again when it is idle.", err=True)
+    if calibrator.interrupted:
+        raise KeyboardInterrupt
