@@ -7,7 +7,7 @@ of it is handed out. What is freed joins its free neighbours and stays in the al
 """
 
 from bisect import bisect_left, insort
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchbench.counters.rounds import Stretch, stretch
 from benchbench.counters.timeline import Block, Timeline, one_by_one
@@ -38,36 +38,11 @@ def segment_bytes(size: int) -> int:
     return SMALL_SEGMENT if size <= SMALL else LARGE_SEGMENT if size < LARGE else -(-size // GRAIN) * GRAIN
 
 
-class Piece:
-    """A part of a segment; `before` and `after` are its neighbours there."""
+SIZE, ADDRESS, BEFORE, AFTER, FREE = range(5)
+"""What is where in a piece; before and after it are its neighbours in the segment."""
 
-    __slots__ = ("address", "after", "before", "free", "size")
-
-    def __init__(self, address: int, size: int, before: "Piece | None", after: "Piece | None") -> None:
-        self.address = address
-        self.size = size
-        self.before = before
-        self.after = after
-        self.free = False
-
-
-class Pool:
-    """Free pieces by size, then by address."""
-
-    __slots__ = ("free", "least")
-
-    def __init__(self, least: int) -> None:
-        self.least = least
-        """A remainder of fewer bytes is handed out with the piece."""
-        self.free: list[tuple[int, int, Piece]] = []
-
-    def add(self, piece: Piece) -> None:
-        piece.free = True
-        insort(self.free, (piece.size, piece.address, piece))
-
-    def remove(self, piece: Piece) -> None:
-        piece.free = False
-        del self.free[bisect_left(self.free, (piece.size, piece.address))]
+Piece = list[Any]
+"""A part of a segment. A list, because lists sort by size, then by address, faster than anything else that does."""
 
 
 class Allocator:
@@ -78,8 +53,9 @@ class Allocator:
         self.reserved: int = 0
         self.most_allocated = 0
         self.most_reserved = 0
-        self.small = Pool(least=BLOCK)
-        self.large = Pool(least=SMALL + 1)
+        self.small: list[Piece] = []
+        """Free pieces of segments that are cut into small ones, in order."""
+        self.large: list[Piece] = []
         self._end = 0
 
     def allocate(self, size: int) -> Piece:
@@ -88,56 +64,65 @@ class Allocator:
 
     def hand_out(self, size: int) -> Piece:
         """A piece of at least `size` bytes, which are whole blocks."""
-        pool = self.small if size <= SMALL else self.large
+        # A remainder of fewer bytes than `least` is handed out with the piece.
+        free, least = (self.small, BLOCK) if size <= SMALL else (self.large, SMALL + 1)
         # The smallest that is large enough, and of those the one of the lowest address.
-        place = bisect_left(pool.free, (size,))
-        if place < len(pool.free):
-            piece = pool.free.pop(place)[2]
-            piece.free = False
+        place = bisect_left(free, [size])
+        if place == len(free):
+            made = self.segment(size)
+            place = len(free)  # which may be less than it was: free segments may have been given back
+            free.append(made)
+        piece = free[place]
+        left = piece[SIZE] - size
+        if left < least:
+            del free[place]
         else:
-            piece = self.segment(size)
-        left = piece.size - size
-        if left >= pool.least:
-            rest = Piece(piece.address + size, left, piece, piece.after)
-            if rest.after is not None:
-                rest.after.before = rest
-            piece.size, piece.after = size, rest
-            pool.add(rest)
-        self.allocated = now = self.allocated + piece.size
+            rest: Piece = [left, piece[ADDRESS] + size, piece, piece[AFTER], True]
+            if rest[AFTER] is not None:
+                rest[AFTER][BEFORE] = rest
+            piece[SIZE], piece[AFTER] = size, rest
+            # It takes the place of the whole, unless it is now smaller than others.
+            free[place] = rest
+            if place and rest < free[place - 1]:
+                del free[place]
+                insort(free, rest, 0, place)
+        piece[FREE] = False
+        self.allocated = now = self.allocated + piece[SIZE]
         if now > self.most_allocated:
             self.most_allocated = now
         return piece
 
     def release(self, piece: Piece) -> None:
         """Takes back a piece that was handed out."""
-        self.allocated -= piece.size
+        size, _, before, after, _ = piece
+        self.allocated -= size
         # A piece of the small pool is never larger than what was asked for, one of the large pool never smaller.
-        pool = self.small if piece.size <= SMALL else self.large
-        before, after = piece.before, piece.after
-        if before is not None and before.free:
-            pool.remove(before)
+        free = self.small if size <= SMALL else self.large
+        if before is not None and before[FREE]:
+            del free[bisect_left(free, before)]
             piece = _joined(before, piece)
-        if after is not None and after.free:
-            pool.remove(after)
+        if after is not None and after[FREE]:
+            del free[bisect_left(free, after)]
             piece = _joined(piece, after)
-        pool.add(piece)
+        piece[FREE] = True
+        insort(free, piece)
 
     def segment(self, size: int) -> Piece:
-        """A segment from the driver, in one piece."""
+        """A segment from the driver, in one piece, which is free."""
         whole = segment_bytes(size)
         self.reserved += whole
         self.most_reserved = max(self.most_reserved, self.reserved)
         # Segments do not touch: only pieces of one are joined.
-        piece = Piece(self._end, whole, None, None)
+        piece: Piece = [whole, self._end, None, None, True]
         self._end += whole + GRAIN
         return piece
 
 
 def _joined(first: Piece, second: Piece) -> Piece:
-    first.size += second.size
-    first.after = second.after
-    if first.after is not None:
-        first.after.before = first
+    first[SIZE] += second[SIZE]
+    first[AFTER] = after = second[AFTER]
+    if after is not None:
+        after[BEFORE] = first
     return first
 
 
@@ -148,24 +133,25 @@ def simulated(timeline: Timeline) -> Peaks:
     return Peaks(timeline.peak(), allocator.most_allocated, allocator.most_reserved)
 
 
-def play(timeline: Timeline, allocator: Allocator) -> dict[Block, list[Piece]]:
-    """Takes `allocator` through all that a timeline allocates and frees; the pieces of each block that are left then.
+def play(timeline: Timeline, allocator: Allocator) -> tuple[Stretch, dict[Block, list[Piece]]]:
+    """Takes `allocator` through all that a timeline allocates and frees.
 
-    Those of what is held are not among them.
+    What it was taken through once what is held was there, and the pieces of each block that are left after that.
     """
     for block in one_by_one(timeline.held):
         allocator.allocate(block.size)
     whole, left = stretch(timeline, rounded)
-    _take(whole, allocator)
-    return left
+    take(whole, allocator)
+    return whole, left
 
 
-def _take(stretch: Stretch, allocator: Allocator) -> None:
+def take(stretch: Stretch, allocator: Allocator) -> None:
+    """Takes `allocator` through a stretch."""
     hand_out, release = allocator.hand_out, allocator.release
     for _ in range(stretch.times):
         for part in stretch.parts:
             if isinstance(part, Stretch):
-                _take(part, allocator)
+                take(part, allocator)
                 continue
             for stack, size in part:
                 if size is None:

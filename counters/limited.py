@@ -5,21 +5,27 @@ segment that is wholly free, and takes it then if it fits; what fails after that
 """
 
 from collections import Counter
-from typing import TypeVar
 
-from benchbench.counters.allocator import Allocator, Piece, play
-from benchbench.counters.timeline import Block, Event, Items, Repeat, Timeline, one_by_one
+from benchbench.counters.allocator import ADDRESS, AFTER, BEFORE, SIZE, Allocator, Piece, play, take
+from benchbench.counters.rounds import Stretch
+from benchbench.counters.timeline import Block, Event, Repeat, Timeline, one_by_one
 
 CALLS = 3
 """Training steps that are followed. The third may need more segments than the second; later ones hardly ever do."""
 
 
+class Full(Exception):  # noqa: N818
+    """More is asked for than may be taken."""
+
+
 class Limited(Allocator):
     """Takes what it is asked for, above its limit too, so that `taken` says by how much it does not fit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, strict: bool = False) -> None:
         super().__init__()
         self.limit = limit
+        self.strict = strict
+        """Whether it raises `Full` instead."""
         self.taken: int = 0
         """The most bytes of segments at once, after free ones were given back."""
         self._requests: dict[int, int] = {}
@@ -30,12 +36,14 @@ class Limited(Allocator):
 
     def segment(self, size: int) -> Piece:
         piece = super().segment(size)
-        self._requests[piece.address] = size
+        self._requests[piece[ADDRESS]] = size
         self._log.append((size, 1))
         if self.reserved > self.limit:
             self._give_back()
         if self.reserved > self.taken:
             self.taken, self._fullest = self.reserved, len(self._log)
+            if self.strict and self.taken > self.limit:
+                raise Full
         return piece
 
     @property
@@ -47,29 +55,11 @@ class Limited(Allocator):
         return counts
 
     def _give_back(self) -> None:
-        for pool in (self.small, self.large):
-            for piece in [piece for _, _, piece in pool.free]:
-                if piece.before is None and piece.after is None:
-                    pool.remove(piece)
-                    self.reserved -= piece.size
-                    self._log.append((self._requests[piece.address], -1))
-
-
-A = TypeVar("A", bound=Limited)
-
-
-class _Full(Exception):  # noqa: N818
-    """More is asked for than may be taken."""
-
-
-class _Strict(Limited):
-    """Stops where it would be out of memory."""
-
-    def segment(self, size: int) -> Piece:
-        piece = super().segment(size)
-        if self.taken > self.limit:
-            raise _Full
-        return piece
+        for free in (self.small, self.large):
+            for piece in [piece for piece in free if piece[BEFORE] is piece[AFTER] is None]:
+                free.remove(piece)
+                self.reserved -= piece[SIZE]
+                self._log.append((self._requests[piece[ADDRESS]], -1))
 
 
 def played(timeline: Timeline, limit: int) -> Limited:
@@ -80,12 +70,12 @@ def played(timeline: Timeline, limit: int) -> Limited:
 def played_within(timeline: Timeline, limit: int) -> Limited | None:
     """The same; None as soon as it would be out of memory."""
     try:
-        return _through(timeline, _Strict(limit))
-    except _Full:
+        return _through(timeline, Limited(limit, strict=True))
+    except Full:
         return None
 
 
-def _through(timeline: Timeline, allocator: A) -> A:
+def _through(timeline: Timeline, allocator: Limited) -> Limited:
     """A call, from an empty allocator; of training with an optimizer that has states, the first calls.
 
     The end of the first makes the states. They take their place in segments that its activations left, where those of
@@ -99,19 +89,19 @@ def _through(timeline: Timeline, allocator: A) -> A:
     made = [(Block(block.size, block.name, "optimizer"), 1) for block in one_by_one(states)]
     items = [*timeline.items[:update], *made, *timeline.items[update:]]
     others = tuple(block for block in timeline.held if block.category != "optimizer")
-    left = play(Timeline(others, items), allocator)
-    later = Timeline((), _without_workspaces(timeline.items))
+    whole, left = play(Timeline(others, items), allocator)
     for _ in range(CALLS - 1):
         _release_gradients(left, allocator)
-        left = play(later, allocator)
+        whole = _without_what_is_there(whole)
+        take(whole, allocator)
     return allocator
 
 
 def _release_gradients(left: dict[Block, list[Piece]], allocator: Allocator) -> None:
     for block, pieces in left.items():
         if block.category == "grads":
-            for piece in pieces:
-                allocator.release(piece)
+            while pieces:
+                allocator.release(pieces.pop())
 
 
 def _updates(item: Event | Repeat) -> bool:
@@ -119,14 +109,10 @@ def _updates(item: Event | Repeat) -> bool:
     return any(map(_updates, item.items)) if isinstance(item, Repeat) else item[0].place == "optimizer" and item[1] > 0
 
 
-def _without_workspaces(items: Items) -> Items:
-    """What a later call does, to which cuBLAS's workspaces are left."""
-    found: Items = []
-    for item in items:
-        if isinstance(item, Repeat):
-            repeat = Repeat(item.times)
-            repeat.items = _without_workspaces(item.items)
-            found.append(repeat)
-        elif not item[0].name.startswith("cuBLAS"):
-            found.append(item)
-    return found
+def _without_what_is_there(whole: Stretch) -> Stretch:
+    """What a later call does, to which the optimizer's states and the libraries' workspaces are left."""
+    parts = [
+        _without_what_is_there(part) if isinstance(part, Stretch) else [step for step in part if not step[0]]
+        for part in whole.parts
+    ]
+    return Stretch(whole.times, parts, whole.left)
