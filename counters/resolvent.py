@@ -19,19 +19,8 @@ class Cut(NamedTuple):
 TRITON_CUTS = {"bk-causal": (Cut(32, 32), Cut(32, 24)), "bk-exact": (Cut(16, 24), Cut(8, 24))}
 """Forward and backward, in the Triton kernels."""
 
-TWO_SIDED = (
-    {Cut(1, 0): 5, Cut(16, 0): 411, Cut(16, 24): 6 * 72 + 422},
-    {Cut(1, 0): 15, Cut(8, 0): 484, Cut(8, 24): 6 * 188 + 517},
-)
-"""What a lane of the two-sided kernels runs, forward and backward, by their machine code for Hopper: sums, products,
-and 2 a multiply-add. A halo is 6 rounds of 4 positions on either side.
-
-By its structure a position of the forward's chunk is v - 2, three fractions of d² + s² 3 and the reciprocal's
-correction 1, their d and s as multiply-adds 12, and G's two products: 27 C. Nothing reads what the last position leaves
-of either side, 12, and six of the d and s follow no product: 414 for 16, and four multiply-adds are made twice. Around
-it the 9 of a left fraction on either side: 72 a round. The compiler folds products into the sums that read them, more
-of them than one backward, and how many has no rule; no GPU's counters have been read of these kernels.
-"""
+WARP = 32
+"""Lanes that run together, those without a chunk too."""
 
 
 def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
@@ -97,32 +86,26 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
 def fused(step: Step, form: str, state_bytes: int) -> Formula:
     """The resolvent in one kernel, forward and backward. A lane runs its whole chunk of C positions, and H around it.
 
-    `bk-causal`: see `_left`; backward the square 5, the sum 2, the product 6 and the sign 1. The clamp that follows
-    keeps L.
-
-    `bk-exact`: the table of its machine code, `TWO_SIDED`. Its backward keeps v alone, and computes L, R and G again.
+    The kernels say which products are fused into sums, so that their source tells what a lane runs: see `_left`,
+    `_left_backward`, `_two_sided` and `_two_sided_backward`, where the reciprocal is the product that its instructions
+    end with. Of `bk-causal` the clamp that follows keeps L. `bk-exact` keeps v alone: its backward computes L, R and G
+    again.
     """
     tokens, s = step.rows, step.width
     ahead, back = (_fit(step, cut) for cut in TRITON_CUTS[form])
-    lanes, back_lanes = (step.batch * -(-step.new // cut.chunk) for cut in (ahead, back))
     if form == "bk-causal":
-        forward, backward = 9 * tokens, 14 * tokens
-        runs, back_runs = _left(ahead, begun=state_bytes > 0), 14 * (back.chunk + back.halo)
+        forward, backward, divisions = 9 * tokens, 14 * tokens, tokens
+        runs, back_runs = _left(step, ahead, begun=state_bytes > 0), _lanes(step, back) * _left_backward(back)
         saved, moved_back = 0, (16 + s) * tokens
     else:
-        forward, backward = 27 * tokens, 39 * tokens
-        runs, back_runs = TWO_SIDED[0][ahead], TWO_SIDED[1][back]
+        forward, backward, divisions = 27 * tokens, 39 * tokens, 3 * tokens
+        runs, back_runs = _lanes(step, ahead) * _two_sided(ahead), _lanes(step, back) * _two_sided_backward(back)
         saved, moved_back = s * tokens, (8 + 2 * s) * tokens
     return Formula(
         "resolvent",
         "resolvent",
-        forward=Work(
-            forward,
-            (1 if form == "bk-causal" else 3) * tokens,
-            lanes * runs - forward,
-            bytes_moved=(8 + s) * tokens,
-        ),
-        backward=Work(backward, 0, back_lanes * back_runs - backward, bytes_moved=moved_back),
+        forward=Work(forward, divisions, runs - forward, bytes_moved=(8 + s) * tokens),
+        backward=Work(backward, 0, back_runs - backward, bytes_moved=moved_back),
         saved_bytes=saved,
         state_bytes=state_bytes,
         scratch_bytes=8 * tokens,
@@ -130,19 +113,58 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
     )
 
 
-def _left(cut: Cut, *, begun: bool) -> int:
-    """What a lane of the left fraction's kernel runs, by its machine code.
+def _left(step: Step, cut: Cut, *, begun: bool) -> int:
+    """What the left fraction's kernel runs.
 
-    A position is v - 2, d² + s² in a product and a multiply-add, the reciprocal, counted as the correction that it is
-    multiplied with, and the two products with it, as multiply-adds of the next position's d and s: 9. Where they are
-    written, both are products once more: 2. The last position has no next: -2. The first follows zeros, so that its
-    d and s are v - 2 and 1, 1² is no product, nor is s times the reciprocal: -4; unless a row has `begun` with a state.
+    A position is v - 2 1, d² + s² 3, the reciprocal 1, and the next position's d and s as multiply-adds 4: 9. The last
+    has no next: -4. Where p and q are written they are two products: 2. Behind a state, the first d and s are sums: 2.
+    Without one they are v - 2 and 1, so that s² is no product and the next s no multiply-add but a sum: -2; nor is its
+    own q a product, if it is written: -1. One position has no next, and of a warp that is not full of rows, lanes
+    without one have left before its p.
     """
-    return 9 * (cut.chunk + cut.halo) + 2 * cut.chunk - (2 if begun and not cut.halo else 6)
+    lanes = _lanes(step, cut)
+    runs = 9 * (cut.chunk + cut.halo) - 4 + 2 * cut.chunk
+    if begun and not cut.halo:
+        return lanes * (runs + 2)
+    if cut.chunk == 1:
+        return lanes * (runs - 3) + step.batch
+    return lanes * (runs - (2 if cut.halo else 3))
+
+
+def _left_backward(cut: Cut) -> int:
+    """What a lane of its gradient runs: square 5, sum 2, product 6, sign 1. Of one position no imaginary part: -3."""
+    return 14 * (cut.chunk + cut.halo) - (3 if cut.chunk == 1 else 0)
+
+
+def _two_sided(cut: Cut) -> int:
+    """What a lane of G's kernel runs.
+
+    A position around the chunk is that of a left fraction, 9, on either side. One in the chunk is v - 2 1; d and s of L
+    and R, as multiply-adds, 8; those of G, which are L's less p and q of R, 2 + 2; three times d² + s² 3 and the
+    reciprocal 1; G's two products: 27. Nothing reads L of the last position, 4, nor R of the first, 8.
+    """
+    return 18 * cut.halo + 27 * cut.chunk - 12
+
+
+def _two_sided_backward(cut: Cut) -> int:
+    """What a lane of its gradient runs.
+
+    A position around the chunk is a fraction's 9, its p and q 2, the sum with the cotangent 2, the square 5 and the
+    product 6: 24, on either side. One in the chunk is v - 2 1; L and R 4 + 4 each, and G 2 + 4 behind them; p and q of
+    the three 6; their sums 6, squares 15, two products 12 and of G's the negative real part alone 3: 65. Nothing reads
+    what the last position leaves to its right, 4 + 2 + 2 + 5 + 6, nor R of the first, 8 + 2 + 5 + 6.
+    """
+    return 48 * cut.halo + 65 * cut.chunk - 40
+
+
+def _lanes(step: Step, cut: Cut) -> int:
+    """All lanes of the warps that run: a row has an even number of lanes, or one."""
+    a_row = 2 * -(-step.new // (2 * cut.chunk)) if cut.halo else 1
+    return WARP * -(-step.batch * a_row // WARP)
 
 
 def _fit(step: Step, cut: Cut) -> Cut:
-    """A row of one position is cut to it, and one that is a single chunk has nothing around it. Symbols are long."""
-    if not isinstance(step.new, int) or step.new > cut.chunk:  # pyright: ignore[reportUnnecessaryIsInstance]
+    """A row of one position is cut to it, and one that is a single chunk has nothing around it."""
+    if step.new > cut.chunk:
         return cut
     return Cut(1 if step.new == 1 else cut.chunk, 0)

@@ -6,6 +6,11 @@ step of theirs reads 4 bytes here and 4 there. What they read and write is there
 at a time, in whole sectors of 32 bytes or more, and handed from thread to thread: `columns` takes a tile apart into one
 number a lane for each position, `tile` puts such numbers together.
 
+Which products are fused into sums is said here, by `less` and `tl.fma`; the launch lets the compiler fuse no others. So
+how many operations a lane runs is the source's, whatever the compiler's version and the numbers' type, and
+counters/resolvent.py counts it. A fraction is kept as d, s and r, of which it is (d + i·s)·r: the next one's sums take
+both products in.
+
 Shape suffixes: X lanes of a program, T positions of a tile, C of a chunk, W of either. A number of every lane has the
 suffix X and stays in a register; so do tuples of them, one for each position.
 """
@@ -104,40 +109,79 @@ def tile(numbers):
 
 
 @triton.jit
-def reciprocal(d_X, s_X):
-    """1 / (d - i·s) = (d + i·s) / (d² + s²)."""
-    r_X = 1.0 / (d_X * d_X + s_X * s_X)
+def less(z_X, x_X, y_X):
+    """z - x·y in one instruction: the factor -1 becomes an operand's sign, where -x may become a subtraction."""
+    return tl.fma(-1.0 * x_X, y_X, z_X)
+
+
+@triton.jit
+def without(d_X, s_X, fraction):
+    """d - i·s less a fraction: the d and s that are left."""
+    e_X, t_X, r_X = fraction
+    return less(d_X, e_X, r_X), tl.fma(t_X, r_X, s_X)
+
+
+@triton.jit
+def inverse(d_X, s_X):
+    """The fraction 1 / (d - i·s) = (d + i·s) / (d² + s²)."""
+    return d_X, s_X, 1.0 / tl.fma(d_X, d_X, s_X * s_X)
+
+
+@triton.jit
+def after(v_X, fraction):
+    """The next fraction, 1 / (v - 2 - i - fraction)."""
+    d_X, s_X = without(v_X - 2.0, 1.0, fraction)
+    return inverse(d_X, s_X)
+
+
+@triton.jit
+def parts(fraction):
+    """p and q of the fraction p + iq."""
+    d_X, s_X, r_X = fraction
     return d_X * r_X, s_X * r_X
+
+
+@triton.jit
+def nothing(LANES: tl.constexpr):
+    """The fraction 0 as (0 - 0i)·1: x - 0, x + (-0) and x·1 are x, so where the compiler sees it, nothing is run."""
+    zero_X = tl.zeros([LANES], tl.float32)
+    return zero_X, -1.0 * zero_X, zero_X + 1.0
+
+
+@triton.jit
+def squared(p_X, q_X):
+    """(p + iq)², real and imaginary."""
+    return less(p_X * p_X, q_X, q_X), 2.0 * p_X * q_X
 
 
 @triton.jit
 def squared_times(p_X, q_X, re_X, im_X):
     """(p + iq)² · (re + i·im)."""
-    m_X = p_X * p_X - q_X * q_X
-    n_X = 2.0 * p_X * q_X
-    return m_X * re_X - n_X * im_X, m_X * im_X + n_X * re_X
+    m_X, n_X = squared(p_X, q_X)
+    return less(m_X * re_X, n_X, im_X), tl.fma(m_X, im_X, n_X * re_X)
 
 
 @triton.jit
-def arrive(v_XT, p_X, q_X, BACK: tl.constexpr):
-    """The fraction p + iq after a tile, from the left or, BACK, from the right."""
+def arrive(v_XT, fraction, BACK: tl.constexpr):
+    """The fraction after a tile, from the left or, BACK, from the right."""
     T: tl.constexpr = v_XT.shape[1]
     v = columns(v_XT)
     for i in tl.static_range(T):
-        p_X, q_X = reciprocal(v[T - 1 - i if BACK else i] - 2.0 - p_X, 1.0 + q_X)
-    return p_X, q_X
+        fraction = after(v[T - 1 - i if BACK else i], fraction)
+    return fraction
 
 
 @triton.jit
-def arrive_with_sum(v_XT, re_XT, im_XT, p_X, q_X, x_X, y_X, BACK: tl.constexpr):
-    """The fraction p + iq and, of the cotangents re + i·im, the gradient's sum x + iy after a tile."""
+def arrive_with_sum(v_XT, re_XT, im_XT, fraction, x_X, y_X, BACK: tl.constexpr):
+    """The fraction, the same as p + iq, and, of the cotangents re + i·im, the gradient's sum x + iy after a tile."""
     T: tl.constexpr = v_XT.shape[1]
     v, re, im = columns(v_XT), columns(re_XT), columns(im_XT)
     for i in tl.static_range(T):
-        p_X, q_X = reciprocal(v[T - 1 - i if BACK else i] - 2.0 - p_X, 1.0 + q_X)
+        fraction = after(v[T - 1 - i if BACK else i], fraction)
         re_X, im_X = re[T - 1 - i if BACK else i], im[T - 1 - i if BACK else i]
+        p_X, q_X = parts(fraction)
         x_X, y_X = squared_times(p_X, q_X, re_X + x_X, y_X - im_X)
-    return p_X, q_X, x_X, y_X
+    return fraction, p_X, q_X, x_X, y_X
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -150,21 +194,23 @@ def left_fraction_forward(
     """
     WRITE: tl.constexpr = min(READ, 8)
     row_X, start_X, real_X = lanes(rows, N, CHUNK, LANES)
-    p_X = tl.zeros([LANES], tl.float32)
-    q_X = p_X
+    left = nothing(LANES)
     for ahead in range(-HALO, 0, READ):
-        p_X, q_X = arrive(read(v, row_X, start_X, real_X, ahead, N, BEYOND, READ), p_X, q_X, False)
+        left = arrive(read(v, row_X, start_X, real_X, ahead, N, BEYOND, READ), left, False)
     if state is not None:
         first_X = real_X & (start_X == 0)
-        p_X = tl.where(first_X, tl.load(state + 2 * row_X, first_X, other=0.0), p_X)
-        q_X = tl.where(first_X, tl.load(state + 2 * row_X + 1, first_X, other=0.0), q_X)
+        d_X, s_X, r_X = left
+        d_X = tl.where(first_X, tl.load(state + 2 * row_X, first_X, other=0.0), d_X)
+        s_X = tl.where(first_X, tl.load(state + 2 * row_X + 1, first_X, other=0.0), s_X)
+        left = (d_X, s_X, tl.where(first_X, 1.0, r_X))
         tl.debug_barrier()
     for ahead in range(0, CHUNK, READ):
         vs = columns(read(v, row_X, start_X, real_X, ahead, N, BEYOND, READ))
         for first in tl.static_range(0, READ, WRITE):
             re, im = (), ()
             for i in tl.static_range(WRITE):
-                p_X, q_X = reciprocal(vs[first + i] - 2.0 - p_X, 1.0 + q_X)
+                left = after(vs[first + i], left)
+                p_X, q_X = parts(left)
                 re, im = re + (p_X,), im + (q_X,)
                 if state is not None:
                     last_X = real_X & (start_X + ahead + first + i == N - 1)
@@ -189,42 +235,41 @@ def left_fraction_backward(
         grads = ()
         for i in tl.static_range(READ - 1, -1, -1):
             x_X, y_X = squared_times(p[i], q[i], re[i] + x_X, y_X - im[i])
-            grads = (-x_X,) + grads
+            grads = (0.0 - x_X,) + grads  # a subtraction, whatever the compiler makes of -x
         own_X = real_X & (start_X + ahead < start_X + CHUNK)
         write(grad, tile(grads), row_X, start_X, own_X, ahead, N)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def two_sided_forward(
-    v, out, rows, N, CHUNK: tl.constexpr, HALO: tl.constexpr, READ: tl.constexpr, LANES: tl.constexpr
-):
-    """G_i = 1 / (a_i - i - L_{i-1} - R_{i+1}): v (B, N) to (B, N, 2). R of the chunk waits in registers for L."""
+@triton.jit(do_not_specialize=["rows", "HALO"])
+def two_sided_forward(v, out, rows, N, HALO, CHUNK: tl.constexpr, READ: tl.constexpr, LANES: tl.constexpr):
+    """G_i = 1 / (a_i - i - L_{i-1} - R_{i+1}): v (B, N) to (B, N, 2). R of the chunk waits in registers for L.
+
+    HALO is no constant, so that what follows it is one machine code, whether there is a halo or none.
+    """
     row_X, start_X, real_X = lanes(rows, N, CHUNK, LANES)
-    lp_X = tl.zeros([LANES], tl.float32)
-    lq_X, rp_X, rq_X = lp_X, lp_X, lp_X
+    left, right = nothing(LANES), nothing(LANES)
     vs = columns(read(v, row_X, start_X, real_X, 0, N, BEYOND, CHUNK))
-    for done in range(0, HALO, READ):
-        v_XT = read(v, row_X, start_X, real_X, done - HALO, N, BEYOND, READ)
-        u_XT = read(v, row_X, start_X, real_X, HALO + CHUNK - READ - done, N, BEYOND, READ)
-        lp_X, lq_X = arrive(v_XT, lp_X, lq_X, False)
-        rp_X, rq_X = arrive(u_XT, rp_X, rq_X, True)
+    rounds = HALO // READ
+    for done in range(rounds):
+        v_XT = read(v, row_X, start_X, real_X, (done - rounds) * READ, N, BEYOND, READ)
+        u_XT = read(v, row_X, start_X, real_X, CHUNK + (rounds - 1 - done) * READ, N, BEYOND, READ)
+        left = arrive(v_XT, left, False)
+        right = arrive(u_XT, right, True)
     rights = ()
     for i in tl.static_range(CHUNK - 1, -1, -1):
-        rights = ((rp_X, rq_X),) + rights
-        rp_X, rq_X = reciprocal(vs[i] - 2.0 - rp_X, 1.0 + rq_X)
+        rights = (parts(right),) + rights
+        right = after(vs[i], right)
     re, im = (), ()
     for i in tl.static_range(CHUNK):
-        d_X, s_X = vs[i] - 2.0 - lp_X, 1.0 + lq_X
-        p_X, q_X = reciprocal(d_X - rights[i][0], s_X + rights[i][1])
+        d_X, s_X = without(vs[i] - 2.0, 1.0, left)
+        p_X, q_X = parts(inverse(d_X - rights[i][0], s_X + rights[i][1]))
         re, im = re + (p_X,), im + (q_X,)
-        lp_X, lq_X = reciprocal(d_X, s_X)
+        left = inverse(d_X, s_X)
     write_pairs(out, tile(re), tile(im), row_X, start_X, real_X, 0, N)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def two_sided_backward(
-    v, g, grad, rows, N, CHUNK: tl.constexpr, HALO: tl.constexpr, READ: tl.constexpr, LANES: tl.constexpr
-):
+@triton.jit(do_not_specialize=["rows", "HALO"])
+def two_sided_backward(v, g, grad, rows, N, HALO, CHUNK: tl.constexpr, READ: tl.constexpr, LANES: tl.constexpr):
     """dl/dv_j = -Re[G_j² (conj g_j + s_j + r_j)]: v (B, N) and g (B, N, 2) to (B, N).
 
     L, R and G are computed again, beside s_{j+1} = L_j² (conj g_j + s_j) and its mirror image r: to keep them would
@@ -232,32 +277,36 @@ def two_sided_backward(
     from the chunk, the squares from there to the chunk shrink.
     """
     row_X, start_X, real_X = lanes(rows, N, CHUNK, LANES)
-    lp_X = tl.zeros([LANES], tl.float32)
-    lq_X, rp_X, rq_X, sx_X, sy_X, rx_X, ry_X = lp_X, lp_X, lp_X, lp_X, lp_X, lp_X, lp_X
+    left, right = nothing(LANES), nothing(LANES)
+    rp_X = tl.zeros([LANES], tl.float32)
+    rq_X, rx_X, ry_X, sx_X, sy_X = rp_X, rp_X, rp_X, rp_X, rp_X
     vs = columns(read(v, row_X, start_X, real_X, 0, N, BEYOND, CHUNK))
     re_XC, im_XC = read_pairs(g, row_X, start_X, real_X, 0, N, CHUNK)
-    for done in range(0, HALO, READ):
-        v_XT = read(v, row_X, start_X, real_X, done - HALO, N, BEYOND, READ)
-        re_XT, im_XT = read_pairs(g, row_X, start_X, real_X, done - HALO, N, READ)
-        lp_X, lq_X, sx_X, sy_X = arrive_with_sum(v_XT, re_XT, im_XT, lp_X, lq_X, sx_X, sy_X, False)
-        u_XT = read(v, row_X, start_X, real_X, HALO + CHUNK - READ - done, N, BEYOND, READ)
-        re_XT, im_XT = read_pairs(g, row_X, start_X, real_X, HALO + CHUNK - READ - done, N, READ)
-        rp_X, rq_X, rx_X, ry_X = arrive_with_sum(u_XT, re_XT, im_XT, rp_X, rq_X, rx_X, ry_X, True)
+    rounds = HALO // READ
+    for done in range(rounds):
+        v_XT = read(v, row_X, start_X, real_X, (done - rounds) * READ, N, BEYOND, READ)
+        re_XT, im_XT = read_pairs(g, row_X, start_X, real_X, (done - rounds) * READ, N, READ)
+        left, _, _, sx_X, sy_X = arrive_with_sum(v_XT, re_XT, im_XT, left, sx_X, sy_X, False)
+        u_XT = read(v, row_X, start_X, real_X, CHUNK + (rounds - 1 - done) * READ, N, BEYOND, READ)
+        re_XT, im_XT = read_pairs(g, row_X, start_X, real_X, CHUNK + (rounds - 1 - done) * READ, N, READ)
+        right, rp_X, rq_X, rx_X, ry_X = arrive_with_sum(u_XT, re_XT, im_XT, right, rx_X, ry_X, True)
     rights = ()
     re, im = columns(re_XC), columns(im_XC)
     for i in tl.static_range(CHUNK - 1, -1, -1):
         x_X, y_X = re[i] + rx_X, ry_X - im[i]
         rights = ((rp_X, rq_X, x_X, y_X),) + rights
-        rp_X, rq_X = reciprocal(vs[i] - 2.0 - rp_X, 1.0 + rq_X)
+        right = after(vs[i], right)
+        rp_X, rq_X = parts(right)
         rx_X, ry_X = squared_times(rp_X, rq_X, x_X, y_X)
     grads = ()
     for i in tl.static_range(CHUNK):
-        d_X, s_X = vs[i] - 2.0 - lp_X, 1.0 + lq_X
-        p_X, q_X = reciprocal(d_X - rights[i][0], s_X + rights[i][1])
-        x_X, _ = squared_times(p_X, q_X, rights[i][2] + sx_X, rights[i][3] + sy_X)
-        grads = grads + (-x_X,)
-        lp_X, lq_X = reciprocal(d_X, s_X)
-        sx_X, sy_X = squared_times(lp_X, lq_X, re[i] + sx_X, sy_X - im[i])
+        d_X, s_X = without(vs[i] - 2.0, 1.0, left)
+        p_X, q_X = parts(inverse(d_X - rights[i][0], s_X + rights[i][1]))
+        m_X, n_X = squared(p_X, q_X)
+        grads = grads + (less(n_X * (rights[i][3] + sy_X), m_X, rights[i][2] + sx_X),)
+        left = inverse(d_X, s_X)
+        p_X, q_X = parts(left)
+        sx_X, sy_X = squared_times(p_X, q_X, re[i] + sx_X, sy_X - im[i])
     write(grad, tile(grads), row_X, start_X, real_X, 0, N)
 
 

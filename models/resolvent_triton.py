@@ -49,6 +49,8 @@ TOKEN = Tiling(chunk=1, read=1)
 def launch(name: str, *tensors: Tensor | None, length: int, tiling: Tiling) -> None:
     """Runs a kernel over the rows of `tensors`, which are contiguous; all begin with the batch.
 
+    The compiler fuses no products into sums but those that the kernel says, so that its operations can be counted.
+
     Raises:
         UnsupportedError: The tensors are not on a GPU, or Triton is not installed.
     """
@@ -66,6 +68,7 @@ def launch(name: str, *tensors: Tensor | None, length: int, tiling: Tiling) -> N
         READ=tiling.read,
         LANES=tiling.lanes,
         num_warps=tiling.warps,
+        enable_fp_fusion=False,
     )
 
 

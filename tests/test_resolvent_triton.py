@@ -5,7 +5,6 @@ under the interpreter, which is chosen when Triton is imported, for all of a pro
 """
 
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from interpreted import saved_by
+from machine_code import lane_flops
 from torch import Tensor
 
 from benchbench import models
 from benchbench.counters.op import Step
-from benchbench.counters.resolvent import TRITON_CUTS, resolvent
+from benchbench.counters.resolvent import TRITON_CUTS, WARP, resolvent
 from benchbench.errors import UnsupportedError
 from benchbench.models import build
 from benchbench.models import resolvent_triton as rt
@@ -200,48 +200,88 @@ def test_lanes_of_a_row_are_even_in_number_or_one():
 def test_the_count_cuts_as_the_kernels_do():
     tilings = {"bk-causal": (rt.LEFT, rt.LEFT_GRADIENT), "bk-exact": (rt.TWO_SIDED, rt.TWO_SIDED_GRADIENT)}
     assert {form: tuple((t.chunk, t.halo(10**6)) for t in each) for form, each in tilings.items()} == TRITON_CUTS
+    assert {(t.lanes, t.warps) for each in tilings.values() for t in (*each, rt.TOKEN)} == {(WARP, 1)}
+
+
+def executed(form: str, new: int, batch: int = 2, *, begun: bool = False) -> tuple[int, int]:
+    """What the count says that the kernels run, forward and backward."""
+    step = Step(batch=batch, new=new, context=0, capacity=0, width=2, path="triton", training=True, head_rows=0)
+    counted = resolvent(step, form, state_bytes=8 * begun)
+    ahead, back = counted.forward, counted.backward
+    return ahead.flops + ahead.extra_flops, back.flops + back.extra_flops
 
 
 @pytest.mark.parametrize(
     ("form", "new", "forward", "backward"),
     [
-        # One position alone: v - 2, its square plus 1 in a multiply-add, the reciprocal, and one product with it.
-        # Two-sided the same; backward 4 sums, 5 products, 3 multiply-adds.
-        ("bk-causal", 1, 5, 14),
-        ("bk-exact", 1, 5, 15),
-        # 130 in 5 chunks of 32 with 32 before or 24 behind them. Of 64 positions all but the first follow another, and
-        # 32 are written: additions 64 + 1; products 63 + 64 + 2·32; multiply-adds 63 + 62 + 64: 65 + 191 + 2·189 = 634.
-        ("bk-causal", 130, 5 * 634, 5 * 56 * 14),
-        # 130 in 9 chunks of 16, 24 on either side in 6 rounds of 12 sums, 20 products, 20 multiply-adds: 72; in the
-        # chunk 22, 124 and 138: 422. Backward in 17 of 8: 6 rounds of 36, 64 and 44: 188; 85, 174 and 129: 517.
-        ("bk-exact", 130, 9 * (6 * 72 + 422), 17 * (6 * 188 + 517)),
-        # One chunk, with nothing around it.
-        ("bk-causal", 30, 9 * 32 + 2 * 32 - 6, 32 * 14),
-        ("bk-exact", 8, 19 + 122 + 2 * 135, 80 + 164 + 2 * 120),
+        # One position alone: v - 2, its square plus 1 in a multiply-add, and the reciprocal; one product with it, where
+        # there is a row. Backward 4 sums, 3 products and 2 multiply-adds. Two-sided 3, 6 and 3, and 8, 7 and 5.
+        ("bk-causal", 1, 32 * (1 + 2 + 1) + 2, 32 * (4 + 3 + 2 * 2)),
+        ("bk-exact", 1, 32 * (3 + 6 + 2 * 3), 32 * (8 + 7 + 2 * 5)),
+        # 130 in 5 chunks of 32, 6 lanes a row, with 32 before or 24 behind them. Of 64 positions all but the first
+        # follow another, and 32 are written: 64 + 1 sums; 63 + 64 + 2·32 products; 63 + 62 + 64 multiply-adds.
+        ("bk-causal", 130, 32 * (65 + 191 + 2 * 189), 32 * 56 * 14),
+        # 130 in 9 chunks of 16, 10 lanes a row, 24 on either side in 6 rounds of 8 sums, 16 products, 24 multiply-adds;
+        # in the chunk 3 sums, 3 squares, 3 reciprocals, 4 products, 7 multiply-adds a position: without what nothing
+        # reads 48, 156 and 108. Backward in 17 chunks of 8, 18 lanes a row, 36 in two warps: 32, 64 and 48 a round.
+        ("bk-exact", 130, 32 * (6 * (8 + 16 + 2 * 24) + 420), 64 * (6 * (32 + 64 + 2 * 48) + 480)),
+        # One chunk, with nothing around it: two-sided, the same code runs no round.
+        ("bk-causal", 30, 32 * (33 + 126 + 2 * 93), 32 * 32 * 14),
+        ("bk-exact", 8, 32 * (48 + 156 + 2 * 108), 32 * (92 + 168 + 2 * 110)),
     ],
 )
 def test_operations_of_every_lane_are_counted(form: str, new: int, forward: int, backward: int):
-    step = Step(batch=2, new=new, context=0, capacity=0, width=2, path="triton", training=True, head_rows=0)
+    assert executed(form, new) == (forward, backward)
+
+
+@forms
+def test_bytes_of_every_position_are_counted(form: str):
+    """v is read and a complex float32 written; backward reads L, or v, and dl/dL, and writes dl/dv."""
+    step = Step(batch=2, new=130, context=0, capacity=0, width=2, path="triton", training=True, head_rows=0)
     counted = resolvent(step, form)
-    assert counted.forward.flops + counted.forward.extra_flops == 2 * forward
-    assert counted.backward.flops + counted.backward.extra_flops == 2 * backward
-    # v is read and a complex float32 written; backward reads L, or v, and dl/dL, and writes dl/dv.
-    assert counted.forward.bytes_moved == 2 * new * (2 + 8)
-    assert counted.backward.bytes_moved == 2 * new * (8 + 8 + 2 if form == "bk-causal" else 2 + 8 + 2)
+    assert counted.forward.bytes_moved == 260 * (2 + 8)
+    assert counted.backward.bytes_moved == 260 * (8 + 8 + 2 if form == "bk-causal" else 2 + 8 + 2)
+
+
+@pytest.mark.parametrize(("batch", "new"), [(1, 1), (40, 1), (33, 32), (7, 150), (3, 17), (2, 4096), (1, 100_001)])
+@forms
+def test_lanes_are_those_of_the_programs(form: str, batch: int, new: int):
+    tiling, phase = {"bk-causal": (rt.LEFT_GRADIENT, 1), "bk-exact": (rt.TWO_SIDED, 0)}[form]
+    tiling = tiling if new > 1 else rt.TOKEN
+    assert len({executed(form, new, rows)[phase] / tiling.programs(rows, new) for rows in (1, batch)}) == 1
 
 
 def test_operations_are_those_that_an_h200_counted():
     """Float32 instructions, a multiply-add as 2: of two layers and rows of 2,048 tokens in training, one row behind a
-    state; and of one token behind a state nothing is left out.
+    state; of one token behind a state nothing is left out.
     """
-    step = Step(batch=2, new=2048, context=0, capacity=0, width=2, path="triton", training=True, head_rows=0)
-    train = resolvent(step, "bk-causal")
-    assert 2 * (train.forward.flops + train.forward.extra_flops) == 162_304
-    assert 2 * (train.backward.flops + train.backward.extra_flops) == 200_704
-    prefill = resolvent(replace(step, batch=1, training=False), "bk-causal", state_bytes=8)
-    assert 2 * (prefill.forward.flops + prefill.forward.extra_flops) == 81_152
-    one = resolvent(replace(step, batch=1, new=1, training=False), "bk-causal", state_bytes=8)
-    assert one.forward.flops + one.forward.extra_flops == 9
+    assert [2 * flops for flops in executed("bk-causal", 2048)] == [162_304, 200_704]
+    assert 2 * executed("bk-causal", 2048, 1, begun=True)[0] == 81_152
+    assert executed("bk-causal", 1, 1, begun=True)[0] == 32 * 9
+
+
+MACHINE_CODE = [
+    ("two_sided_forward", "*bf16", {"CHUNK": 16, "READ": 4}, 420, 4 * 18),
+    ("two_sided_backward", "*fp32", {"CHUNK": 8, "READ": 4}, 480, 4 * 48),
+    ("left_fraction_forward", "*fp32", {"state": None, "CHUNK": 32, "HALO": 32, "READ": 32}, 634, 0),
+    ("left_fraction_forward", "*bf16", {"state": None, "CHUNK": 32, "HALO": 0, "READ": 32}, 345, 0),
+    ("left_fraction_forward", "*bf16", {"CHUNK": 32, "HALO": 0, "READ": 32}, 350, 0),
+    ("left_fraction_backward", "*bf16", {"CHUNK": 32, "HALO": 24, "READ": 8}, 0, 8 * 14),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("name", "kind", "constants", "once", "a_round"), MACHINE_CODE)
+def test_machine_code_computes_what_is_counted(
+    name: str, kind: str, constants: dict[str, int | None], once: int, a_round: int, tmp_path: Path
+):
+    from benchbench.models import resolvent_kernels
+
+    pointers = {"v": kind, "out": "*fp32", "state": "*fp32", "left": "*fp32", "g": "*fp32", "grad": kind}
+    types = {**pointers, "rows": "i32", "N": "i32", "HALO": "i32"}
+    constants = {**constants, "LANES": 32}
+    kept = {key: value for key, value in types.items() if key not in constants}
+    assert lane_flops(getattr(resolvent_kernels, name), kept, constants, tmp_path) == (once, a_round)
 
 
 @pytest.mark.gpu
