@@ -17,7 +17,7 @@ SUMMARIES = {
     "count": "Count what a case costs: parameters, FLOPs, bytes and memory.",
     "crossover": "Solve for the context lengths where two models cost the same.",
     "fit": "Say what fits: the longest context, the largest batch, or the smallest device.",
-    "check": "Line up the count with what three witnesses say of the real modules.",
+    "check": "Line up the count with what tracers, and a GPU's own counters, say of the real modules.",
     "claims": "Recompute published numbers by the count: confirmed, refuted or undecided.",
     "report": "Print the tables of RUN: a run folder, or a JSON file of results.",
     "list": "List models, families, suites, cases, runs or devices.",

@@ -1,11 +1,17 @@
-"""The count against fvcore and torch's counter on the real modules: no difference without a rule."""
+"""The count against fvcore and torch's counter on the real modules, and which witnesses the verb asks."""
+
+import json
 
 import pytest
+import torch
 
+from benchbench.__main__ import main
 from benchbench.case import Case
-from benchbench.counters import trace
+from benchbench.commands import check_hardware, doctor
+from benchbench.counters import count, hardware, trace
+from benchbench.counters.kernels import Kernel
 from benchbench.counters.trace import check_case
-from benchbench.errors import UnsupportedError
+from benchbench.errors import BenchError, UnsupportedError
 from benchbench.models import build
 from benchbench.specs import preset, presets
 
@@ -74,3 +80,72 @@ def test_fvcore_says_what_it_cannot_see() -> None:
     assert check.blind["aten::scaled_dot_product_attention"] == 2
     with pytest.raises(UnsupportedError, match="without numbers"):
         check_case(Case.of(preset("mamba-tiny"), task="prefill", seq_len=16), "fvcore", "meta")
+
+
+def resolvent_kernel(case: Case, more: int = 0) -> list[Kernel]:
+    """What a GPU would count of the resolvent, and nothing else; `more` than the count says."""
+    (op,) = (op for op in count(case).ops if op.kind == "resolvent")
+    flops = op.repeat * op.executed_flops + more
+    rest = dict.fromkeys(("multiply", "multiply_add", "special", "read_bytes", "written_bytes"), 0)
+    return [Kernel("two_sided_forward", op.path, op.phase, {"add": flops, **rest})]
+
+
+def code_of(*words: str) -> int:
+    try:
+        return main(words)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+CHECK = ["check", "--model", "resnet-bk-tiny", "--task", "prefill", "--set", "form=bk-exact"]
+
+
+def test_without_a_gpu_the_tracers_testify_and_a_line_says_why(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert code_of(*CHECK) == 0
+    out = capsys.readouterr().out
+    assert "6 of 6 agree to the last FLOP; 0 absent." in out
+    assert out.endswith("hardware: absent: no NVIDIA GPU.\n")
+    assert code_of(*CHECK, "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["witness"] for one in found} == {"torch", "fvcore", "dispatch"}
+    assert {one["case"]["spec"]["form"] for one in found} == {"bk-exact"}
+
+
+@pytest.mark.parametrize(("more", "verdict", "code"), [(0, "agrees", 0), (1, "differs", 1)])
+def test_with_a_gpu_its_counters_testify_too(more: int, verdict: str, code: int, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(check_hardware, "lacking", lambda: None)
+    monkeypatch.setattr(hardware, "profile", lambda case: resolvent_kernel(case, more))
+    assert code_of(*CHECK, "--format", "json") == code
+    told = capsys.readouterr()
+    *traced, seen = json.loads(told.out)
+    assert [one["verdict"] for one in traced] == ["agrees"] * 6
+    assert (seen["witness"], seen["verdict"], seen["case"]["path"]) == ("hardware", verdict, "triton")
+    assert told.err == "hardware 1 of 1: resnet-bk-tiny/prefill/N2048/B2/bfloat16/triton\n"
+    # Asked for by name, beside one tracer.
+    assert code_of(*CHECK, "--witness", "hardware", "--witness", "torch") == code
+    out = capsys.readouterr().out
+    assert out.index("counted against traced") < out.index("bfloat16/triton under hardware") < out.index("2 of 2 agree")
+    # As shapes, or module by module, there are tracers alone.
+    assert code_of(*CHECK, "--device", "meta", "--format", "json") == 0
+    assert "hardware" not in capsys.readouterr().out
+
+
+def test_a_case_that_breaks_under_ncu_fails_and_the_others_are_told(capsys, monkeypatch) -> None:
+    def profile(case: Case) -> list[Kernel]:
+        if case.task == "core":
+            raise BenchError(f"ncu failed on {case.id}: out of memory")
+        return resolvent_kernel(case)
+
+    monkeypatch.setattr(hardware, "profile", profile)
+    assert code_of(*CHECK, "--task", "core", "--witness", "hardware", "--format", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["case"]["task"], one["verdict"]) for one in found] == [("prefill", "agrees"), ("core", "failed")]
+
+
+def test_what_hardware_counters_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "counters_here", lambda: doctor.counters(None, "", root=True))
+    assert check_hardware.lacking() == "ncu is not on PATH. Install NVIDIA Nsight Compute"
+    monkeypatch.setattr(doctor, "counters_here", lambda: doctor.counters("ncu", "", root=True))
+    assert check_hardware.lacking() is None

@@ -167,6 +167,22 @@ def test_help_lists_every_verb(capsys):
         ),
         (["show", "mamba-tiny/prefil/N1"], "benchbench: no case 'mamba-tiny/prefil/N1'.", "See: benchbench list cases"),
         (["list", "models", "--suite", "smoke"], "benchbench: list models takes no --suite.", "It goes with"),
+        (["check", "--set", "d_model=8"], "benchbench: --set d_model=8: no model is named.", "Pass --model NAME"),
+        (
+            ["check", "--model", "mamba-tiny", "--set", "d_modle=8"],
+            "benchbench: no field 'd_modle'. Did you mean 'd_model'?",
+            "Known: ",
+        ),
+        (
+            ["check", "--suite", "smoke", "--model", "mamba-tiny", "--set", "d_model=8"],
+            "benchbench: --set d_model=8: the suite says what its models are.",
+            "It goes without --suite.",
+        ),
+        (
+            ["check", "--witness", "hardware", "--ops"],
+            "benchbench: --witness hardware runs cases of its own, on the GPU.",
+            "Without --suite",
+        ),
         (["completion", "tcsh"], "benchbench: Invalid value for '{bash|zsh|fish}'", "See: benchbench completion -h"),
     ],
 )

@@ -1,7 +1,7 @@
 """`benchbench check`: the count beside what tracers say of the real modules; exit 1 on any unexplained difference."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,20 +10,23 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands import check_hardware, check_memory
-from benchbench.commands.options import FORMATS, echo_tables, runs_for_real
+from benchbench.commands.options import FORMATS, echo_tables, runs_for_real, specs_of
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
-from benchbench.specs import ModelSpec, preset, presets
+from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.counters.trace import CaseCheck, Row
 
-HELP = """Line up the count with what three witnesses say of the real modules.
+HARDWARE = "hardware"
+
+HELP = """Line up the count with what tracers, and a GPU's own counters, say of the real modules.
 
 torch's FLOP counter and fvcore count products; `dispatch` prices every operator that torch runs, and is held against
-the FLOPs that the path executes. A fourth, `hardware`, is asked for by name: on an NVIDIA GPU it reads the counters of
-every kernel that two layers launch, and holds products and attention to the last operation.
+the FLOPs that the path executes. `hardware` reads the counters of every kernel that two layers launch on an NVIDIA GPU,
+at 2,048 tokens in bfloat16, a minute or so a case, and holds products, attention and our own kernels to the last
+operation. All of them testify, as far as the machine can; with --suite, --device or --ops the tracers alone.
 """
 
 
@@ -47,15 +50,22 @@ class Outcome:
 @click.command(help=HELP)
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Only this model (repeatable). Default: all.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only this task (repeatable).")
-@click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes.")
+@click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes, 2048 on a GPU.")
 @click.option("--batch", type=int, default=2, show_default=True)
 @click.option("--suite", help="Check every case of this suite, as shapes, instead.")
 @click.option(
     "--witness",
     "witnesses",
     multiple=True,
-    type=click.Choice([*WITNESSES, "hardware"]),
-    help="Repeatable. Default: all but hardware.",
+    type=click.Choice([*WITNESSES, HARDWARE]),
+    help="Repeatable. Default: all; the tracers alone with --suite, --device or --ops.",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a size of the models named: n_layers=3, form=bk-exact.",
 )
 @click.option("--device", type=click.Choice(["cpu", "meta"]), help="With numbers, or as shapes. Default: by size.")
 @click.option("--memory", is_flag=True, help="Peak memory instead: counted, on fake tensors, and off the allocator.")
@@ -68,37 +78,49 @@ def command(
     batch: int,
     suite: str | None,
     witnesses: tuple[str, ...],
+    changes: tuple[str, ...],
     device: str | None,
     memory: bool,
     ops: bool,
     output: str,
 ) -> None:
+    if suite and changes:
+        raise BenchError(f"--set {changes[0]}: the suite says what its models are.", "It goes without --suite.")
+    specs = [] if suite else specs_of(names, changes)
     if memory:
         planned_cases = [case for case, _ in suite_cases(suite, names, tasks)] if suite else ()
-        check_memory.command(names, tasks, seq_len, batch, ops, output, planned_cases)
+        check_memory.command(specs, tasks, seq_len, batch, ops, output, planned_cases)
         return
-    if "hardware" in witnesses:
-        check_hardware.command(names, tasks, seq_len, batch, witnesses, output)
-        return
-    if suite:
-        planned = list(suite_cases(suite, names, tasks))
-    else:
-        specs = [preset(name) for name in names] or list(presets().values())
-        planned = [one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device)]
-    if not planned:
-        raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
-    outcomes = [
-        outcome(case, on, witness)
-        for case, on in planned
-        for witness in cast("tuple[Witness, ...]", witnesses) or WITNESSES
-    ]
+    narrowed = bool(suite or device or ops)
+    if HARDWARE in witnesses and narrowed:
+        hint = "Without --suite, --device and --ops it can go along with any other."
+        raise BenchError("--witness hardware runs cases of its own, on the GPU.", hint)
+    by_default = not witnesses and not narrowed
+    lacking = check_hardware.lacking() if by_default else None
+    tracers = [one for one in witnesses or WITNESSES if one != HARDWARE]
+    own = (one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device))
+    outcomes = traced(suite_cases(suite, names, tasks) if suite else own, tracers) if tracers else []
+    kernels: list[check_hardware.Outcome] = []
+    if HARDWARE in witnesses or (by_default and lacking is None):
+        kernels = check_hardware.outcomes(specs, tasks, seq_len, batch)
     if output == "json":
-        click.echo(json.dumps([as_json(one) for one in outcomes], indent=2))
+        found = [*map(as_json, outcomes), *map(check_hardware.as_json, kernels)]
+        click.echo(json.dumps(found, indent=2))
     else:
-        tables = [ops_table(one.check) for one in outcomes if one.check] if ops else [cases_table(outcomes)]
-        echo_tables(tables, output, summary(outcomes))
-    if any(one.verdict == "DIFFERS" for one in outcomes):
+        tables = [ops_table(one.check) for one in outcomes if one.check] if ops else cases_tables(outcomes)
+        notes = [*summary(outcomes), *check_hardware.notes(kernels)]
+        notes += [f"{HARDWARE}: absent: {lacking}."] if lacking else []
+        echo_tables([*tables, *(check_hardware.table(one) for one in kernels if one.lines)], output, notes)
+    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *kernels)):
         raise SystemExit(1)
+
+
+def traced(planned: Iterable[tuple[Case, str]], witnesses: Sequence[str]) -> list[Outcome]:
+    """Each case, where it is traced, under each witness."""
+    found = [outcome(case, on, cast("Witness", one)) for case, on in planned for one in witnesses]
+    if not found:
+        raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
+    return found
 
 
 def suite_cases(name: str, names: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[Case, str]]:
@@ -165,8 +187,8 @@ def as_json(one: Outcome) -> dict[str, Any]:
     }
 
 
-def cases_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row a case and witness."""
+def cases_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """One row a case and witness; no table where there is none."""
     columns: tuple[Column[Outcome], ...] = (
         Column("case", "case", "text", lambda one: one.case.id),
         Column("device", "on", "text", lambda one: one.device),
@@ -182,7 +204,7 @@ def cases_table(outcomes: Sequence[Outcome]) -> Table:
         ),
         Column("verdict", "verdict", "text", lambda one: one.verdict, note=why),
     )
-    return build("counted against traced", (), columns, outcomes)
+    return [build("counted against traced", (), columns, outcomes)] if outcomes else []
 
 
 def seen_flops(one: Outcome) -> int | None:
@@ -219,7 +241,9 @@ def ops_table(check: "CaseCheck") -> Table:
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
-    """How many agree, the rules that were needed, and what each witness says it cannot see."""
+    """How many agree, the rules that were needed, and what each witness says it cannot see; nothing of none."""
+    if not outcomes:
+        return []
     checks = [one.check for one in outcomes if one.check]
     agreed = sum(check.passed for check in checks)
     lines = [f"{agreed} of {len(checks)} agree to the last FLOP; {len(outcomes) - len(checks)} absent."]

@@ -1,6 +1,5 @@
-"""`benchbench check --witness hardware`: what the GPU's own counters say of a case, beside the count."""
+"""The witness `hardware` of `benchbench check`: what the GPU's own counters say of a case, beside the count."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,9 +8,9 @@ import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
-from benchbench.commands.options import echo_tables
+from benchbench.commands import doctor
 from benchbench.errors import BenchError, UnsupportedError
-from benchbench.specs import preset, presets
+from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
@@ -25,31 +24,43 @@ SEQ_LEN = 2048
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case under the hardware's counters, by phase and kind, or why there is nothing."""
+    """A case under the hardware's counters, by phase and kind, or why there is nothing; `failed` if it broke."""
 
     case: Case
     lines: "tuple[Line, ...]"
     reason: str | None = None
+    failed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.reason is not None:
+            return "FAILED" if self.failed else "absent"
+        return "DIFFERS" if any(line.unexplained for line in self.lines) else "agrees"
 
 
-def command(
-    names: Sequence[str], tasks: Sequence[str], seq_len: int | None, batch: int, witnesses: Sequence[str], output: str
-) -> None:
-    """Exits with 1 where a kernel's number is not what a rule says."""
-    if len(witnesses) > 1:
-        raise BenchError("--witness hardware goes alone: it runs other cases, on the GPU.")
-    found = [outcome(case) for case in cases(names, tasks or TASKS, seq_len or SEQ_LEN, batch)]
-    if output == "json":
-        click.echo(json.dumps([as_json(one) for one in found], indent=2))
-    else:
-        echo_tables([table(one) for one in found if one.lines], output, list(notes(found)))
-    if any(line.unexplained for one in found for line in one.lines):
-        raise SystemExit(1)
+def lacking() -> str | None:
+    """Why nothing can be read on this machine, or None."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU"
+    found = doctor.counters_here()
+    return None if found.verdict == doctor.GOOD else f"{found.found}. {found.advice}".rstrip(".")
 
 
-def cases(names: Sequence[str], tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:
+def outcomes(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int | None, batch: int) -> list[Outcome]:
+    """Each case's, one after the other; which, is told on stderr, for one takes about a minute."""
+    chosen = list(cases(specs, tasks or TASKS, seq_len or SEQ_LEN, batch))
+    found: list[Outcome] = []
+    for number, case in enumerate(chosen, 1):
+        click.echo(f"hardware {number} of {len(chosen)}: {case.id}", err=True)
+        found.append(outcome(case))
+    return found
+
+
+def cases(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:
     """Each task of each model in bfloat16, on the path that is its family's on a GPU."""
-    for spec in [preset(name) for name in names] or presets().values():
+    for spec in specs:
         few = spec.replace(n_layers=min(spec.n_layers, LAYERS))
         length = min(seq_len, (spec.longest or seq_len + 1) - 1)
         for task in tasks:
@@ -67,6 +78,8 @@ def outcome(case: Case) -> Outcome:
         return Outcome(case, lines(count(case), profile(case)))
     except UnsupportedError as error:
         return Outcome(case, (), error.message)
+    except BenchError as error:  # the other cases' minutes are not lost
+        return Outcome(case, (), error.message, failed=True)
 
 
 def table(one: Outcome) -> Table:
@@ -85,14 +98,17 @@ def table(one: Outcome) -> Table:
         Column("dram", "device memory", "measured", lambda line: line.dram_bytes, units.size),
         Column("unexplained", "unexplained", "text", lambda line: "; ".join(line.unexplained)),
     )
-    return build(one.case.id, (), columns, one.lines)
+    labels = (("case", one.case.id), ("device", "cuda"), ("witness", "hardware"))
+    return build(f"{one.case.id} under hardware", labels, columns, one.lines)
 
 
 def notes(found: Sequence[Outcome]) -> Iterator[str]:
-    """The verdict, the rules, and how to read the numbers that no rule holds."""
+    """The verdict, the rules, and how to read the numbers that no rule holds; nothing of no case."""
+    if not found:
+        return
     held = [line for one in found for line in one.lines if line.rules]
     exact = sum(not line.unexplained for line in held)
-    yield f"{exact} of {len(held)} that a rule predicts agree to the last operation."
+    yield f"hardware: {exact} of {len(held)} numbers that a rule predicts agree to the last operation."
     yield from sorted({f"hardware: {rule}." for line in held for rule in line.rules})
     yield "vector: float32 instructions, a fused multiply-add as 2; special functions and half precision are not in it."
     yield "Products of routed experts depend on the routing: no rule holds them."
@@ -103,6 +119,9 @@ def notes(found: Sequence[Outcome]) -> Iterator[str]:
 def as_json(one: Outcome) -> dict[str, object]:
     return {
         "case": one.case.model_dump(mode="json"),
+        "witness": "hardware",
+        "device": "cuda",
+        "verdict": one.verdict.lower(),
         "reason": one.reason,
         "lines": [line._asdict() for line in one.lines],
     }

@@ -18,7 +18,7 @@ from benchbench.case import TASKS, Case
 from benchbench.commands.options import echo_tables, runs_for_real
 from benchbench.counters.cost import Kind
 from benchbench.errors import UnsupportedError
-from benchbench.specs import ModelSpec, preset, presets
+from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _differences(counted: int | None, seen: int | None, measured: int | None, vi
 
 
 def command(
-    names: Sequence[str],
+    specs: Sequence[ModelSpec],
     tasks: Sequence[str],
     seq_len: int | None,
     batch: int,
@@ -88,7 +88,6 @@ def command(
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    specs = [preset(name) for name in names] or list(presets().values())
     chosen = list(planned) or [case for spec in specs for case in cases(spec, tasks or TASKS, seq_len, batch, device)]
     found = [outcome(case, device) for case in chosen]
     if output == "json":

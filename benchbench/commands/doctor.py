@@ -172,7 +172,7 @@ def graphics() -> Iterator[Finding]:
         return
     for index, card in enumerate(answer):
         yield from card_findings(index, card, gpu.read(card["uuid"]), gpu.neighbours(card["uuid"]))
-    yield counters(shutil.which("ncu"), _text(Path("/"), "proc/driver/nvidia/params"), root=os.geteuid() == 0)
+    yield counters_here()
 
 
 def card_findings(
@@ -207,6 +207,11 @@ def card_findings(
         yield Finding(part, "other processes", held, SPOILS, "They take memory, bandwidth and power: wait for them.")
     else:
         yield Finding(part, "other processes", "none")
+
+
+def counters_here() -> Finding:
+    """Whether this process can read the hardware counters of this machine."""
+    return counters(shutil.which("ncu"), _text(Path("/"), "proc/driver/nvidia/params"), root=os.geteuid() == 0)
 
 
 def counters(ncu: str | None, parameters: str, *, root: bool) -> Finding:

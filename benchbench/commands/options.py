@@ -8,7 +8,7 @@ import click
 from benchbench.case import SETTINGS, TASKS, Case, completed
 from benchbench.errors import BenchError
 from benchbench.reading import read
-from benchbench.specs import preset
+from benchbench.specs import ModelSpec, preset, presets
 from benchbench.table import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +66,17 @@ def settings(changes: Sequence[str]) -> dict[str, str]:
             raise BenchError(f"--set {change}: expected FIELD=VALUE.")
         pairs[key] = value
     return pairs
+
+
+def specs_of(names: Sequence[str], changes: Sequence[str]) -> list[ModelSpec]:
+    """The models called `names`, with the changes of `--set`; all of them where none is named.
+
+    Raises:
+        BenchError: A name or a field does not exist, or there are changes and no name.
+    """
+    if changes and not names:
+        raise BenchError(f"--set {changes[0]}: no model is named.", "Pass --model NAME. See: benchbench list models")
+    return [preset(name, **settings(changes)) for name in names] or list(presets().values())
 
 
 def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ()) -> None:
