@@ -141,9 +141,10 @@ def _two_sided(cut: Cut) -> int:
 
     A position around the chunk is that of a left fraction, 9, on either side. One in the chunk is v - 2 1; d and s of L
     and R, as multiply-adds, 8; those of G, which are L's less p and q of R, 2 + 2; three times d² + s² 3 and the
-    reciprocal 1; G's two products: 27. Nothing reads L of the last position, 4, nor R of the first, 8.
+    reciprocal 1; G's two products: 27. Nothing reads L of the last position, 4, nor R of the first, 8. With nothing
+    around the chunk, s of the first L is 1 and not made: 2.
     """
-    return 18 * cut.halo + 27 * cut.chunk - 12
+    return 18 * cut.halo + 27 * cut.chunk - (12 if cut.halo else 14)
 
 
 def _two_sided_backward(cut: Cut) -> int:
@@ -152,9 +153,10 @@ def _two_sided_backward(cut: Cut) -> int:
     A position around the chunk is a fraction's 9, its p and q 2, the sum with the cotangent 2, the square 5 and the
     product 6: 24, on either side. One in the chunk is v - 2 1; L and R 4 + 4 each, and G 2 + 4 behind them; p and q of
     the three 6; their sums 6, squares 15, two products 12 and of G's the negative real part alone 3: 65. Nothing reads
-    what the last position leaves to its right, 4 + 2 + 2 + 5 + 6, nor R of the first, 8 + 2 + 5 + 6.
+    what the last position leaves to its right, 4 + 2 + 2 + 5 + 6, nor R of the first, 8 + 2 + 5 + 6. With nothing
+    around the chunk, s of the first L and of the last R are 1: 2 each; of one position, that of L and, a sum, of G.
     """
-    return 48 * cut.halo + 65 * cut.chunk - 40
+    return 48 * cut.halo + 65 * cut.chunk - 40 - (0 if cut.halo else 3 if cut.chunk == 1 else 4)
 
 
 def _lanes(step: Step, cut: Cut) -> int:
