@@ -30,11 +30,21 @@ def test_between_two_sizes_it_is_a_power_law():
     assert curve({(1.0,): 1.0, (4.0,): 8.0}).at(2).time_s == pytest.approx(2**1.5)
 
 
-def test_beyond_its_grid_it_goes_on_as_steeply_and_below_it_stays():
+def test_beyond_its_grid_it_goes_on_as_steeply():
     found = curve({(1.0,): 2.0, (2.0,): 2.0, (4.0,): 4.0})
-    # The last two points double: so do the next. No size below takes less than the smallest.
+    # The last two points double: so do the next. The first two take as long: so does less.
     assert found.at(16).time_s == pytest.approx(16.0)
     assert found.at(0.1).time_s == pytest.approx(2.0)
+
+
+def test_fewer_channels_than_were_measured_take_less_where_the_device_is_busy():
+    # Of 64 tokens twice the channels take as long, of 4,096 twice as long. Half of the least: as it was, and half, but
+    # nothing is faster than the fastest.
+    points = {(2.0, 64.0): 1.0, (4.0, 64.0): 1.0, (2.0, 4096.0): 8.0, (4.0, 4096.0): 16.0}
+    found = curve(points, axes=("channels", "n"))
+    assert found.at(1, 64).time_s == pytest.approx(1.0)
+    assert found.at(1, 4096).time_s == pytest.approx(4.0)
+    assert found.at(0.01, 4096).time_s == pytest.approx(1.0)
 
 
 def test_beyond_its_grid_a_time_grows_in_proportion_at_least_and_as_a_square_at_most():

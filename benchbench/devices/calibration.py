@@ -66,11 +66,20 @@ class Curve:
     points: Mapping[Sizes, Timing]
 
     def at(self, *sizes: float) -> Timing:
-        """The timing at `sizes`: on the grid as measured, in between a power law, outside as steep as at the edge."""
+        """The timing at `sizes`: on the grid as measured, in between a power law, outside as steep as at the edge.
+
+        Nothing is faster than the fastest of the grid: what is left of a small call is the launch.
+        """
         assert len(sizes) == len(self.axes), (self.name, self.axes, sizes)
         ideal = self._ideal(sizes)
         found = _interpolate(self._tree, [log(max(size, 1e-9)) for size in sizes], self._least_slopes)
-        return Timing(*(_exp(value + shift) for value, shift in zip(found, (ideal, ideal, ideal, 0.0), strict=True)))
+        shifted = (_exp(value + ideal) for value in found[:3])
+        time_s, low_s, high_s = map(max, shifted, self._fastest)
+        return Timing(time_s, low_s, high_s, _exp(found[3]))
+
+    @cached_property
+    def _fastest(self) -> tuple[float, float, float]:
+        return min(self.points.values())[:3]
 
     @cached_property
     def _least_slopes(self) -> tuple[float, ...]:
@@ -170,15 +179,19 @@ def _tree(leaves: Mapping[Sizes, Logs]) -> Tree:
 
 
 def _interpolate(tree: Tree, sizes: Sequence[float], least: Sequence[float]) -> Logs:
-    """Linear in all logarithms, along one axis after the other; nothing falls below the smallest size's time."""
+    """Linear in all logarithms, along one axis after the other, and beyond either end as steep as there."""
 
     def value(index: int) -> Logs:
         below = tree.below[index]
         return _interpolate(below, sizes[1:], least[1:]) if isinstance(below, Tree) else below
 
     here, known = sizes[0], tree.sizes
-    if len(known) == 1 or here <= known[0]:
+    if len(known) == 1 or here == known[0]:
         return value(0)
+    if here < known[0]:
+        first, second = value(0), value(1)
+        slope = min(1.0, max(0.0, (second[0] - first[0]) / (known[1] - known[0])))
+        return (*(time - slope * (known[0] - here) for time in first[:3]), first[3])
     index = min(bisect_right(known, here), len(known) - 1)
     left, right = value(index - 1), value(index)
     step = known[index] - known[index - 1]
