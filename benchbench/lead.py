@@ -34,7 +34,6 @@ def environment_line(environments: Iterable[Environment]) -> str:
     env, cpu = known[0], known[0]["cpu"]
     packages = [f"{name} {number}" for name, number in sorted(env["packages"].items()) if number]
     cuda = [f"CUDA {env['cuda']}"] if env.get("cuda") else []
-    commits = dict.fromkeys(commit(one) for one in known)
     return "Environment: " + " · ".join(
         [
             device_name(env),
@@ -42,7 +41,7 @@ def environment_line(environments: Iterable[Environment]) -> str:
             *packages,
             *cuda,
             f"benchbench {env['benchbench']}",
-            f"commit {units.listing(list(commits))}",
+            f"commit {commits(known)}",
         ]
     )
 
@@ -54,12 +53,17 @@ def device_name(env: Environment) -> str:
     return f"{cpu['model']} ({units.size(cpu['memory_bytes'])})"
 
 
-def commit(env: Environment) -> str:
-    git = env.get("git")
-    if not git or not git["sha"]:
-        return "unknown"
-    counted = git.get("counted_by")
-    return _named(git) + (f", counted by {_named(counted)}" if counted and counted["sha"] != git["sha"] else "")
+def commits(environments: Iterable[Environment]) -> str:
+    """What was measured by which commits, and by which it was counted, where that is another."""
+    measured: dict[str, dict[str, None]] = {}
+    for git in (env.get("git") for env in environments):
+        if not git or not git["sha"]:
+            measured.setdefault("", {})["unknown"] = None
+            continue
+        counted = git.get("counted_by", git)
+        behind = f", counted by {_named(counted)}" if counted["sha"] != git["sha"] else ""
+        measured.setdefault(behind, {})[_named(git)] = None
+    return "; ".join(units.listing(list(names)) + behind for behind, names in measured.items())
 
 
 def _named(git: dict[str, Any]) -> str:

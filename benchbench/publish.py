@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchbench import units
 from benchbench.errors import BenchError
-from benchbench.lead import Environment, commit, device_name, dirty
+from benchbench.lead import Environment, commits, device_name, dirty
 from benchbench.record import Record
 from benchbench.report import Results, load, machines, write
 from benchbench.table import Column, build, markdown
@@ -23,9 +22,7 @@ def publish(results: Results, out: Path, *, allow_dirty: bool = False, plot: boo
     """
     unclean = sorted({r.env for r in results.records if dirty(results.environments[r.env])})
     if unclean and not allow_dirty:
-        message = (
-            f"measured with uncommitted changes: {units.listing([commit(results.environments[e]) for e in unclean])}."
-        )
+        message = f"measured with uncommitted changes: {commits(results.environments[e] for e in unclean)}."
         raise BenchError(message, "Commit and measure again, or pass --allow-dirty: the table will say so.")
     written: list[Path] = []
     for (suite, device), part in results.parts().items():
@@ -52,7 +49,7 @@ def with_index(readme: str, out: Path) -> str:
 
 
 def index(out: Path) -> str:
-    """One row a file of results: when, on what, from which commit, how many cases."""
+    """One row a file of results: when, on what, from which commits, how many cases."""
     files = sorted(out.glob("*/*.json"))
     if not files:
         return "No results yet."
@@ -61,7 +58,7 @@ def index(out: Path) -> str:
         Column[Row]("suite", "suite", "text", lambda row: row[1].records[0].suite),
         Column[Row]("date", "date", "text", lambda row: max(r.started_at for r in row[1].records)[:10]),
         Column[Row]("device", "device", "text", lambda row: device_name(_first_environment(row[1]))),
-        Column[Row]("commit", "commit", "text", lambda row: units.listing(_commits(row[1]))),
+        Column[Row]("commit", "commit", "text", lambda row: commits(row[1].environments.values())),
         Column[Row]("torch", "torch", "text", lambda row: _first_environment(row[1])["packages"]["torch"]),
         Column[Row]("cases", "cases", "text", lambda row: _tally(row[1].records)),
         Column[Row]("table", "table", "text", lambda row: _link(row[0].relative_to(out))),
@@ -71,10 +68,6 @@ def index(out: Path) -> str:
 
 def _first_environment(results: Results) -> Environment:
     return results.environments[results.records[0].env]
-
-
-def _commits(results: Results) -> list[str]:
-    return list(dict.fromkeys(commit(env) for env in results.environments.values()))
 
 
 def _tally(records: Sequence[Record]) -> str:

@@ -1,7 +1,7 @@
 import pytest
 from records import ENVIRONMENT
 
-from benchbench.lead import command_line, commit, dirty, environment_line, protocol_line, slug
+from benchbench.lead import command_line, commits, dirty, environment_line, protocol_line, slug
 from benchbench.record import Protocol
 
 GPU = {
@@ -44,7 +44,7 @@ def test_uncommitted_changes_are_said():
     changed = {**ENVIRONMENT, "git": {"sha": "9d0a7f1" + "0" * 33, "branch": None, "dirty": True}}
     assert (dirty(changed), dirty(ENVIRONMENT)) == (True, False)
     assert environment_line([ENVIRONMENT, changed]).endswith("commit 4be1c02 and 9d0a7f1 (dirty)")
-    assert commit({**ENVIRONMENT, "git": None}) == "unknown"
+    assert commits([{**ENVIRONMENT, "git": None}]) == "unknown"
     assert not dirty({**ENVIRONMENT, "git": None})
 
 

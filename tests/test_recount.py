@@ -3,7 +3,7 @@
 from records import ENVIRONMENT, record
 
 from benchbench.counters import count
-from benchbench.lead import commit
+from benchbench.lead import commits
 from benchbench.record import Checked, Measured, Record
 from benchbench.recount import recounted
 from benchbench.report import Results
@@ -65,4 +65,4 @@ def test_the_environment_names_both_commits():
     results = again(record())
     (name,) = results.environments
     assert results.records[0].env == name
-    assert commit(results.environments[name]) == "4be1c02, counted by aaaaaaa"
+    assert commits(results.environments.values()) == "4be1c02, counted by aaaaaaa"
