@@ -72,8 +72,12 @@ def taken(t: Tape, x: Tensor, index: Storage, back: Storage, copies: int) -> Ten
         return [Gradient(made, view=copies == 1)]
 
     node = t.node((x,), (), taken_back if t.cuda else added)
-    t.save(node, back if t.cuda else index)
-    return t.tensor(rows, x.cols, x.width, "rows", node)
+    if not t.cuda:  # what torch's own operation keeps it takes before it runs, and what ours keeps behind
+        t.save(node, index)
+    made = t.tensor(rows, x.cols, x.width, "rows", node)
+    if t.cuda:
+        t.save(node, back)
+    return made
 
 
 def experts(t: Tape, spec: ResNetBKSpec, x: Tensor, up: Linear, down: Linear) -> Tensor:
