@@ -1,10 +1,11 @@
-"""The time model beside measured times: predicted over measured for every timed record of a results file.
+"""The time model beside measured times: predicted over measured for every timed record of results files.
 
-    python tests/bench/time_model.py results/long-context/nvidia-h200.json results/devices/nvidia-h200.toml
+    python tests/bench/time_model.py results/*/nvidia-h200.json results/devices/nvidia-h200.toml
 
-Prints a Markdown table, then the median |error| and the share of cases within 25 %: for all, by task, and for those
-apart that take as long as the host needs to launch them, which varies with whatever else its cores do. `--ops MODEL`
-prints what the operations of one model's cases take by the model, largest first, to find what an error stands on.
+Prints a Markdown table, then the median |error| and the share of cases within 25 %: for all, by suite and by task, and
+for those apart that take as long as the host needs to launch them, which varies with whatever else its cores do.
+`--ops MODEL` prints what the operations of one model's cases take by the model, largest first, to find what an error
+stands on.
 """
 
 import argparse
@@ -102,14 +103,16 @@ def operations(record: Record, on: Device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("device", help="a file of `benchbench calibrate`")
     parser.add_argument("--ops", metavar="MODEL")
     options = parser.parse_args()
-    on, records = device(options.device), load(options.results).records
-    found = rows(records, on)
+    on = device(options.device)
+    found = rows([record for path in options.results for record in load(path).records], on)
     print(table(found) + "\n")
     print(summary("all", found))
+    for suite in dict.fromkeys(row.record.suite for row in found):
+        print(summary(suite, [row for row in found if row.record.suite == suite]))
     for task in dict.fromkeys(row.record.case.task for row in found):
         print(summary(task, [row for row in found if row.record.case.task == task]))
     print(summary("launches last as long", [row for row in found if row.waits]))
