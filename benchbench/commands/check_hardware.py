@@ -103,17 +103,16 @@ def table(one: Outcome) -> Table:
 
 
 def notes(found: Sequence[Outcome]) -> Iterator[str]:
-    """The verdict, the rules, and how to read the numbers that no rule holds; nothing of no case."""
-    if not found:
-        return
+    """The verdict, the rules, and how to read the numbers that no rule holds; of what was not read, why."""
     held = [line for one in found for line in one.lines if line.rules]
-    exact = sum(not line.unexplained for line in held)
-    yield f"hardware: {exact} of {len(held)} numbers that a rule predicts agree to the last operation."
-    yield from sorted({f"hardware: {rule}." for line in held for rule in line.rules})
-    yield "vector: float32 instructions, a fused multiply-add as 2; special functions and half precision are not in it."
-    yield "Products of routed experts depend on the routing: no rule holds them."
-    yield "device memory does not see writes that stay in the cache."
-    yield from (f"{one.case.id}: {one.reason}." for one in found if one.reason)
+    if any(one.lines for one in found):
+        exact = sum(not line.unexplained for line in held)
+        yield f"hardware: {exact} of {len(held)} numbers that a rule predicts agree to the last operation."
+        yield from sorted({f"hardware: {rule}." for line in held for rule in line.rules})
+        yield "vector: float32 instructions, a multiply-add as 2; special functions and half precision are not in it."
+        yield "Products of routed experts depend on the routing: no rule holds them."
+        yield "device memory does not see writes that stay in the cache."
+    yield from (f"hardware: {one.case.id}: {one.reason}." for one in found if one.reason)
 
 
 def as_json(one: Outcome) -> dict[str, object]:
