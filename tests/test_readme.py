@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests/bench"))
 time_model = importlib.import_module("time_model")
 README = (ROOT / "README.md").read_text("utf-8")
+PROMPT = ("prefill", 2048, "graph")
 RESULT = re.search(r"\]\((results/[\w./-]+\.md)\)", README)
 
 
@@ -48,6 +49,16 @@ def test_every_sentence_quoted_from_the_results_is_theirs() -> None:
     assert quoted
     for sentence in quoted:
         assert f"- {sentence}\n" in published
+
+
+def test_throughput_from_graphs_is_that_of_the_records() -> None:
+    records = load(ROOT / "results/long-context/nvidia-h200.json").records
+    graphs = {r.case.model: r.tokens_per_s for r in records if (r.case.task, r.case.seq_len, r.path) == PROMPT}
+    bk, transformer = (graphs[name] for name in ("resnet-bk-130m", "transformer-130m"))
+    assert bk
+    assert transformer
+    said = f"reads {bk / 1e3:.0f}k a second, and the Transformer of as many parameters {transformer / 1e3:.0f}k."
+    assert said in README.replace("\n", " ")
 
 
 def test_times_are_predicted_as_well_as_it_says() -> None:
