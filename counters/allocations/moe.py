@@ -58,12 +58,11 @@ def _added(t: Tape, chosen: views.Slices, k: int) -> Tensor:
 
 
 def taken(t: Tape, x: Tensor, index: Storage, back: Storage, copies: int) -> Tensor:
-    """Rows of x, each so often. On the CPU backward adds them up in zeros; on the GPU it takes them `back`."""
+    """Rows of x, each so often. On the GPU backward takes them `back`, by an operation of ours."""
     rows, size = x.rows * copies, x.size
+    if not t.cuda:
+        return lookups.pick(t, x, index, rows)
     whole = rows * x.cols * x.width
-
-    def added(gradients: Gradients, saved: list[Storage]) -> Gradients:
-        return [Gradient(t.new(size, "zeros"))]
 
     def taken_back(gradients: Gradients, saved: list[Storage]) -> Gradients:
         made = t.new(whole, "rows")
@@ -71,12 +70,9 @@ def taken(t: Tape, x: Tensor, index: Storage, back: Storage, copies: int) -> Ten
             made = t.new(size, "sum")
         return [Gradient(made, view=copies == 1)]
 
-    node = t.node((x,), (), taken_back if t.cuda else added)
-    if not t.cuda:  # what torch's own operation keeps it takes before it runs, and what ours keeps behind
-        t.save(node, index)
+    node = t.node((x,), (), taken_back)
     made = t.tensor(rows, x.cols, x.width, "rows", node)
-    if t.cuda:
-        t.save(node, back)
+    t.save(node, back)  # behind it, where torch's own operations keep an index before they run
     return made
 
 
