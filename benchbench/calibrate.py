@@ -114,7 +114,10 @@ class Calibrator:
     interrupted: bool = False
 
     def run(self, plan: tuple[Spec, ...] = PLAN) -> Calibration:
-        """What was measured, and what was not and why. An interruption ends it as the end of the budget does."""
+        """What was measured, and what was not and why: about four minutes of a GPU, under one of a CPU.
+
+        An interruption ends it as the end of the budget does.
+        """
         begun, load = perf_counter(), os.getloadavg()[0]
         try:
             self._measure(plan, begun + (self.budget_s or BUDGET_S[self.device.type]))
@@ -185,11 +188,6 @@ class Calibrator:
 def told(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:200]
-
-
-def calibrate(device: torch.device, report: Report = lambda _: None) -> Calibration:
-    """Measures the whole plan on `device`: about four minutes on a GPU, under one on a CPU."""
-    return Calibrator(device, report).run()
 
 
 CHAIN = 64

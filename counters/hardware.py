@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -70,11 +71,14 @@ def profile(case: Case) -> list[Kernel]:
     return [kernel_of(row) for row in read(done.stdout.splitlines())]
 
 
+def rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The rows of a page of ncu's, by column name, without what it says around them."""
+    return csv.DictReader(line for line in lines if line.startswith('"'))
+
+
 def read(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """The kernels in ncu's raw page: its rows by column name; the row of units is left out."""
-    rows = csv.DictReader(line for line in lines if line.startswith('"'))
-    next(rows, None)
-    yield from rows
+    """The kernels in ncu's raw page; its row of units is left out."""
+    return islice(rows(lines), 1, None)
 
 
 def kernel_of(row: dict[str, str]) -> Kernel:

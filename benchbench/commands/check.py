@@ -95,14 +95,12 @@ def command(
     if HARDWARE in witnesses and narrowed:
         hint = "Without --suite, --device and --ops it can go along with any other."
         raise BenchError("--witness hardware runs cases of its own, on the GPU.", hint)
-    by_default = not witnesses and not narrowed
-    lacking = check_hardware.lacking() if by_default else None
-    tracers = [one for one in witnesses or WITNESSES if one != HARDWARE]
+    lacking = None if witnesses or narrowed else check_hardware.lacking()
+    asked = witnesses or (WITNESSES if narrowed or lacking else (*WITNESSES, HARDWARE))
+    tracers = [one for one in asked if one != HARDWARE]
     own = (one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device))
     outcomes = traced(suite_cases(suite, names, tasks) if suite else own, tracers) if tracers else []
-    kernels: list[check_hardware.Outcome] = []
-    if HARDWARE in witnesses or (by_default and lacking is None):
-        kernels = check_hardware.outcomes(specs, tasks, seq_len, batch)
+    kernels = check_hardware.outcomes(specs, tasks, seq_len, batch) if HARDWARE in asked else []
     if output == "json":
         found = [*map(as_json, outcomes), *map(check_hardware.as_json, kernels)]
         click.echo(json.dumps(found, indent=2))

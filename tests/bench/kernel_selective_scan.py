@@ -14,7 +14,6 @@ Prints one JSON line a measurement; without options, the first two, the second u
 """
 
 import argparse
-import csv
 import json
 import shutil
 import statistics
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchbench.counters import hardware
 from benchbench.models import selective_scan_triton as ours
 from benchbench.models.kernels import loaded
 from benchbench.models.scan_inputs import Inputs
@@ -290,7 +290,7 @@ def profile() -> None:
     if done.returncode != 0:
         sys.exit(f"ncu failed: {(done.stderr or done.stdout).strip()[-800:]}")
     found: dict[str, dict[str, str]] = {}
-    for row in csv.DictReader(line for line in done.stdout.splitlines() if line.startswith('"')):
+    for row in hardware.rows(done.stdout.splitlines()):
         if row["Metric Name"]:
             named = found.setdefault(f"{row['ID']} {row['Kernel Name']}", {})
             named[f"{row['Metric Name']} [{row['Metric Unit']}]"] = row["Metric Value"]
