@@ -1,8 +1,9 @@
 # pyright: standard
 """The hardware witness: what an NVIDIA GPU's own counters saw of a case, kernel by kernel.
 
-The case runs in a process of its own under Nsight Compute (`ncu`), which reads the counters around every kernel. One
-NVTX range is open at a time and names the module and phase that launched the kernel.
+Cases run in a process under Nsight Compute (`ncu`), which reads the counters around every kernel that a kind names; it
+takes 0.2 s for each, and a training step launches hundreds that only copy and add. One NVTX range is open at a time and
+names the case, phase and module that launched the kernel.
 """
 
 import csv
@@ -10,9 +11,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,8 +22,8 @@ from torch.cuda import nvtx
 
 from benchbench.case import Case
 from benchbench.counters.dispatch import graph
-from benchbench.counters.kernels import Kernel
-from benchbench.counters.places import ModulePaths, Place, starred
+from benchbench.counters.kernels import KINDS, Kernel
+from benchbench.counters.places import ModulePaths, starred
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.synthetic import tokens
 from benchbench.tasks import built
@@ -47,28 +48,47 @@ INSTRUCTIONS = {
 """What is read of each kernel: thread instructions by kind, operations of the tensor cores, bytes of device memory."""
 
 SEPARATOR = "|"
+FAILED = "case failed: "
 
 
-def profile(case: Case) -> list[Kernel]:
-    """The kernels of one call of `case` on the GPU, in order, as ncu counted them.
+class Seen(NamedTuple):
+    """The kernels of a case, or why there are none."""
+
+    kernels: list[Kernel]
+    error: str | None = None
+
+
+def profile(cases: Sequence[Case]) -> list[Seen]:
+    """The kernels of one call of each case on the GPU, in order, as ncu counted them.
 
     Raises:
         UnsupportedError: ncu is not installed, or may not read the counters here.
-        BenchError: The case failed.
+        BenchError: The process broke.
     """
     ncu = shutil.which("ncu")
     if ncu is None:
         raise UnsupportedError("ncu is not installed", "It comes with CUDA's toolkit, as Nsight Compute.")
     command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--nvtx", "--profile-from-start", "off"]
+    command += ["--kernel-name-base", "demangled", "--kernel-name", f"regex:{'|'.join(name for _, name in KINDS)}"]
     command += ["--clock-control", "none", "--metrics", ",".join(INSTRUCTIONS.values())]
-    command += [sys.executable, "-m", __name__, case.model_dump_json()]
+    command += [sys.executable, "-m", __name__, json.dumps([case.model_dump(mode="json") for case in cases])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
         hint = "NVIDIA's page ERR_NVGPUCTRPERM says how to allow it."
         raise UnsupportedError("ncu may not read the counters here", hint)
     if done.returncode != 0:
-        raise BenchError(f"ncu failed on {case.id}: {(done.stderr or done.stdout).strip()[-800:]}")
-    return [kernel_of(row) for row in read(done.stdout.splitlines())]
+        names = ", ".join(case.id for case in cases)
+        raise BenchError(f"ncu failed on {names}: {(done.stderr or done.stdout).strip()[-800:]}")
+    return seen(done.stdout.splitlines(), len(cases))
+
+
+def seen(lines: Sequence[str], cases: int) -> list[Seen]:
+    """What the process printed, by case: ncu's page, and a line for each case that failed."""
+    failed = dict(json.loads(line.removeprefix(FAILED)) for line in lines if line.startswith(FAILED))
+    kernels: dict[int, list[Kernel]] = {}
+    for number, kernel in map(kernel_of, read(lines)):
+        kernels.setdefault(number, []).append(kernel)
+    return [Seen([] if i in failed else kernels.get(i, []), failed.get(i)) for i in range(cases)]
 
 
 def rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -81,34 +101,35 @@ def read(lines: Iterable[str]) -> Iterator[dict[str, str]]:
     return islice(rows(lines), 1, None)
 
 
-def kernel_of(row: dict[str, str]) -> Kernel:
-    """One launch, placed by the NVTX range that it ran in."""
+def kernel_of(row: dict[str, str]) -> tuple[int, Kernel]:
+    """One launch, with the number of its case, placed by the NVTX range that it ran in."""
     counts = {kind: round(float((row.get(metric) or "0").replace(",", ""))) for kind, metric in INSTRUCTIONS.items()}
-    path, phase = _place(row)
+    number, phase, path = _place(row)
     layers = int(row["Grid Size"].strip("()").split(",")[2])
-    return Kernel(row["Kernel Name"], path, phase, counts, layers)
+    return number, Kernel(row["Kernel Name"], path, phase, counts, layers)
 
 
-def _place(row: dict[str, str]) -> Place:
+def _place(row: dict[str, str]) -> tuple[int, str, str]:
     for column, text in row.items():
         if column and "Push/Pop" in column and text and SEPARATOR in text:
-            phase, _, path = text.split(":")[1].strip('"').partition(SEPARATOR)
-            return path, phase
-    return "", "forward"
+            number, phase, path = text.split(":")[1].strip('"').split(SEPARATOR)
+            return int(number), phase, path
+    return 0, "forward", ""
 
 
 class Ranges(ModulePaths):
     """Names the running module and phase to NVTX: forward by module hooks, backward by hooks of the autograd nodes."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, number: int) -> None:
         super().__init__(root)
+        self._number = number
         self._names_open: list[str] = []
 
     def opened(self, phase: str, path: str) -> None:
         """Exactly one range is open at a time: the outer one is closed meanwhile."""
         if self._names_open:
             nvtx.range_pop()
-        self._names_open.append(f"{phase}{SEPARATOR}{starred(path)}")
+        self._names_open.append(SEPARATOR.join((str(self._number), phase, starred(path))))
         nvtx.range_push(self._names_open[-1])
 
     def closed(self) -> None:
@@ -137,7 +158,7 @@ class Ranges(ModulePaths):
             self.closed()
 
 
-def run(case: Case) -> None:
+def run(case: Case, number: int) -> None:
     """Two calls of `case`, the second of them between the profiler's start and stop."""
     from benchbench.counters.trace import forward, inputs, new_state
 
@@ -153,7 +174,7 @@ def run(case: Case) -> None:
         torch.cuda.synchronize()
         if watched:
             torch.cuda.profiler.start()
-        with Ranges(model) as ranges, torch.set_grad_enabled(optimizer is not None):
+        with Ranges(model, number) as ranges, torch.set_grad_enabled(optimizer is not None):
             ranges.opened("forward", "")
             result = forward(case, model, given, state)
             ranges.closed()
@@ -171,5 +192,16 @@ def run(case: Case) -> None:
             torch.cuda.profiler.stop()
 
 
+def main(cases: Sequence[Case]) -> None:
+    """Each case; one that fails is told on a line of its own."""
+    for number, case in enumerate(cases):
+        try:
+            run(case, number)
+        except Exception as error:
+            torch.cuda.profiler.stop()
+            print(f"\n{FAILED}{json.dumps([number, f'{type(error).__name__}: {error}'])}", flush=True)
+        torch.cuda.empty_cache()
+
+
 if __name__ == "__main__":
-    run(Case.model_validate(json.loads(sys.argv[1])))
+    main([Case.model_validate(given) for given in json.loads(sys.argv[1])])

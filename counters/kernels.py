@@ -1,27 +1,32 @@
 """What GPU kernels must count, from the count and from their own names: the rules of the hardware witness.
 
-A GPU's tensor cores work in whole tiles, and a kernel's name says which: a product of (m, k) by (k, n) matrices runs
-2·m'·n'·k' operations, with every extent rounded up to the tile's. Flash attention runs whole blocks of queries and
-keys, those above the diagonal left out. So the number that the hardware counts is predicted exactly.
+Products run in whole tiles (see products.py), flash attention in whole blocks of queries and keys, those above the
+diagonal left out; our own kernels run what the formula of their path derives. So what the hardware counts is predicted
+exactly.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from benchbench.case import Case
 from benchbench.counters.cost import Cost
 from benchbench.counters.fused_scan import fused_apart
+from benchbench.counters.launch import field
 from benchbench.counters.op import Op
+from benchbench.counters.products import GROUPED, Product, on_vectors, products, routed, tiled, up
 
 TILES = "a product runs in whole tiles"
+SCALED = "on vector units a product is its multiply-adds, and one an output in kernels that scale by them"
+DENSE = "cuDNN takes the gradient of a depthwise weight from dense products of groups of channels"
 BLOCKS = "flash attention runs whole blocks of queries and keys"
 STRUCTURE = "the kernel's structure, as the formula of the path derives it"
 
 KINDS = (
     ("attention", r"flash|fmha"),
     ("scan", r"selective_scan|scan_chunk|ssd_"),
-    ("conv", r"conv"),
+    ("conv", r"conv|wgrad"),
     ("resolvent", r"resolvent|left_fraction|two_sided"),
     ("matmul", r"nvjet|gemm|cutlass|splitKreduce|cublas|wgmma"),
     ("loss", r"SoftMax|nll_loss"),
@@ -29,6 +34,9 @@ KINDS = (
     ("optimizer", r"multi_tensor|Adam"),
 )
 """Kinds of kernels by their names; all others are elementwise, copies, sorts and sums."""
+
+OWN_KIND = {"flash": "attention", "triton": "resolvent"}
+"""Of a path, the operations that have kernels of their own, and a rule."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +65,13 @@ class Kernel:
         return sum(value for key, value in self.counts.items() if key.startswith("tensor"))
 
     @property
-    def dram_bytes(self) -> int:
-        return self.counts["read_bytes"] + self.counts["written_bytes"]
-
-
-class Product(NamedTuple):
-    """A product of (m, k) by (k, n) matrices."""
-
-    m: int
-    n: int
-    k: int
+    def product_flops(self) -> int:
+        """What it multiplied matrices with: tensor cores, or the multiply-adds of the vector units."""
+        return self.tensor_flops or (2 * self.counts["multiply_add"] if on_vectors(self.name) else 0)
 
     @property
-    def flops(self) -> int:
-        return 2 * self.m * self.n * self.k
+    def dram_bytes(self) -> int:
+        return self.counts["read_bytes"] + self.counts["written_bytes"]
 
 
 class Line(NamedTuple):
@@ -94,10 +95,15 @@ class Line(NamedTuple):
 
 
 def lines(cost: Cost, kernels: Iterable[Kernel]) -> tuple[Line, ...]:
-    """Every phase and kind, in the order in which they first ran."""
+    """Every phase and kind, in the order in which they first ran; last what never ran and had to."""
     groups: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in kernels:
         groups.setdefault((kernel.phase, kernel.kind), []).append(kernel)
+    for op in cost.ops:
+        if any(products(op)) and not routed(op):
+            groups.setdefault((op.phase, "matmul"), [])
+        if op.kind == OWN_KIND.get(cost.case.path):
+            groups.setdefault((op.phase, op.kind), [])
     return tuple(_line(cost, phase, kind, members) for (phase, kind), members in groups.items())
 
 
@@ -132,7 +138,13 @@ def _held(cost: Cost, phase: str, kind: str, kernels: list[Kernel]) -> Held:
     ops = [op for op in cost.ops if op.phase == phase and op.kind == kind]
     if kind == "attention":
         found = sum(kernel.tensor_flops for kernel in kernels)
-        return _sum_held(kind, sum(_attention_flops(op, kernels) for op in ops), found, BLOCKS)
+        return _sum_held(kind, sum(_attention_flops(op, cost.case, kernels) for op in ops), found, BLOCKS)
+    if kind == "conv":
+        dense = [found for kernel in kernels if (found := DENSE_GRADIENT.search(kernel.name))]
+        if not dense:
+            return Held()
+        expected = sum(_dense_gradient(op, *map(int, dense[0].groups())) for op in ops)
+        return _sum_held(kind, expected, sum(kernel.tensor_flops for kernel in kernels), DENSE)
     if kind == "resolvent":
         expected = sum(op.repeat * op.executed_flops for op in ops)
     elif kind == "scan" and all(FUSED_SCAN[phase] in kernel.name for kernel in kernels):
@@ -151,22 +163,27 @@ def _products_held(cost: Cost, phase: str, kernels: list[Kernel]) -> Held:
     expected = [
         (op.path, product)
         for op in cost.ops
-        if op.phase == phase and GROUPED not in f"{op.path}."
+        if op.phase == phase and not routed(op)
         for product, times in products(op)
         for _ in range(times)
     ]
-    ran = [kernel for kernel in kernels if kernel.tensor_flops and GROUPED not in f"{kernel.path}."]
+    ran = [kernel for kernel in kernels if kernel.product_flops and GROUPED not in f"{kernel.path}."]
     choices = [
         [i for i, (path, product) in enumerate(expected) if beneath(path, kernel.path) and fits(product, kernel)]
         for kernel in ran
     ]
     taken = matched(choices)
-    wrong = [f"{short(ran[j].name)} in {ran[j].path or '(model)'}: {ran[j].tensor_flops:,}"
+    wrong = [f"{short(ran[j].name)} in {ran[j].path or '(model)'}: {ran[j].product_flops:,}"
              for j in range(len(ran)) if j not in taken.values()]  # fmt: skip
-    wrong += [f"{path}: {p.m}x{p.k} by {p.k}x{p.n} did not run"
-              for i, (path, p) in enumerate(expected) if i not in taken]  # fmt: skip
-    found = sum(kernel.tensor_flops for kernel in ran)
-    return Held(sum(ran[j].tensor_flops for j in taken.values()), found, (TILES,), tuple(wrong))
+    wrong += [f"{path}: {p} did not run" for i, (path, p) in enumerate(expected) if i not in taken]
+    found = sum(kernel.product_flops for kernel in ran)
+    rules = (TILES, *([SCALED] if any(not kernel.tensor_flops for kernel in ran) else []))
+    return Held(sum(ran[j].product_flops for j in taken.values()), found, rules, tuple(wrong))
+
+
+def fits(product: Product, kernel: Kernel) -> bool:
+    """Whether the kernel's tiles make exactly what it counted out of this product."""
+    return kernel.product_flops in set(tiled(product, kernel.name, kernel.layers))
 
 
 def beneath(path: str, place: str) -> bool:
@@ -192,93 +209,11 @@ def matched(choices: Sequence[Sequence[int]]) -> dict[int, int]:
     return taken
 
 
-def products(op: Op) -> Iterator[tuple[Product, int]]:
-    """The matrix products of an operation in its phase, with how often each runs.
+def _attention_flops(op: Op, case: Case, kernels: Iterable[Kernel]) -> int:
+    """Products over the blocks that hold a visible pair: two forward, five backward, where scores are made again.
 
-    y = x Wᵀ; backward dx = dy W and dW = dyᵀ x; a chunked head runs chunk by chunk, and forward again in backward.
+    Of one query a head, the heads that share keys and values are the queries of one block.
     """
-    size = op.formula.sizes
-    if op.formula.name not in ("linear", "head"):
-        return
-    rows, d_in, d_out = size["rows"], size["d_in"], size["d_out"]
-    for chunk, times in _chunks(rows, size.get("chunks", 1)):
-        forward = Product(chunk, d_out, d_in)
-        repeat = op.repeat * times
-        again = op.again.extra_flops or op.work.extra_flops >= op.formula.forward.flops
-        if op.phase == "forward" or again:
-            yield forward, repeat
-        if op.phase == "backward":
-            yield Product(chunk, d_in, d_out), repeat
-            yield Product(d_out, d_in, chunk), repeat
-
-
-def _chunks(rows: int, chunks: int) -> Iterator[tuple[int, int]]:
-    """Rows of a chunk, and how many have them: all but the last are powers of two."""
-    if chunks == 1:
-        yield rows, 1
-        return
-    whole = 1 << (-(-rows // chunks) - 1).bit_length()
-    yield whole, rows // whole
-    if rest := rows % whole:
-        yield rest, 1
-
-
-TILE = re.compile(r"_(\d+)x(\d+)_(\d+)x\d+_(\d+)x(\d+)_")
-"""In the names of cuBLAS's kernels for Hopper: a tile's extents, its depth, and a cluster's tiles each way."""
-OLDER_TILE = re.compile(r"_(\d+)x(\d+)(?:_(\d+)x\d+)?_[nt]{2}_align")
-"""In those of CUTLASS, which have no clusters, and of the oldest no depth: theirs is 32."""
-
-GROUPED = ".experts."
-"""Modules whose products' extents are the router's choice: no rule predicts them."""
-
-MAX_PARTS = 32
-ALIGNED = 8
-"""Numbers of 2 bytes that are read at once, and that the depth of a layer is a multiple of."""
-
-
-def fits(product: Product, kernel: Kernel) -> bool:
-    """Whether the kernel's tiles make exactly what it counted out of this product."""
-    return kernel.tensor_flops in set(tiled(product, kernel.name, kernel.layers))
-
-
-def tiled(product: Product, name: str, layers: int = 1) -> Iterator[int]:
-    """What the tensor cores count for a product, in a kernel's tiles, by clusters; either operand may come first.
-
-    A split-K kernel cuts the depth in parts. Those for Hopper take parts of whole tiles; how many is not in their
-    names. CUTLASS's have a layer of blocks for each.
-    """
-    if older := OLDER_TILE.search(name):
-        first, second, depth = (int(number or 32) for number in older.groups())
-        for m, n in ((first, second), (second, first)):
-            yield 2 * up(product.m, m) * up(product.n, n) * layered(product.k, layers, depth)
-        return
-    found = TILE.search(name)
-    if found is None:
-        yield product.flops
-        return
-    first, second, depth, wide, high = map(int, found.groups())
-    parts = range(2, MAX_PARTS + 1) if "splitK" in name else range(1, 2)
-    for m, n in ((first, second), (second, first)):
-        for across, down in ((wide, high), (high, wide)):
-            area = up(product.m, m * across) * up(product.n, n * down)
-            for part in parts:
-                yield 2 * area * up(product.k, depth * part)
-
-
-def layered(depth: int, layers: int, tile: int) -> int:
-    """What `layers` run that share a depth evenly, as far as it is aligned, each in whole tiles."""
-    each = up(-(-depth // layers), ALIGNED)
-    whole, rest = divmod(depth, each)
-    return whole * up(each, tile) + up(rest, tile)
-
-
-def up(extent: int, tile: int) -> int:
-    """The least multiple of `tile` that holds `extent`."""
-    return -(-extent // tile) * tile
-
-
-def _attention_flops(op: Op, kernels: Iterable[Kernel]) -> int:
-    """Products over the blocks that hold a visible pair: two forward, five backward, where scores are made again."""
     pattern = r"Flash_(?:fwd|bwd)_kernel_traits<(?:\(int\))?(\d+), (?:\(int\))?(\d+), (?:\(int\))?(\d+)"
     shapes = {tuple(map(int, found.groups())) for kernel in kernels if (found := re.search(pattern, kernel.name))}
     if len(shapes) != 1:
@@ -286,9 +221,21 @@ def _attention_flops(op: Op, kernels: Iterable[Kernel]) -> int:
     ((width, queries, keys),) = shapes
     size = op.formula.sizes
     pairs = block_pairs(size["new"], size["keys"], queries, keys)
+    heads = field(case, "n_kv_heads") if size["new"] == 1 else size["n_heads"]
     each = 10 if op.phase == "backward" else 4
     again = 4 if op.again.extra_flops else 0
-    return op.repeat * size["batch"] * size["n_heads"] * (each + again) * up(size["d_head"], width) * pairs
+    return op.repeat * size["batch"] * heads * (each + again) * up(size["d_head"], width) * pairs
+
+
+DENSE_GRADIENT = re.compile(r"wgrad_implicit_gemm.*_tilesize(\d+)x(\d+)x(\d+)_.*_g(\d+)_")
+"""In the name of cuDNN's kernel for a convolution's weight: a tile's extents, and the channels that share a product."""
+
+
+def _dense_gradient(op: Op, outputs: int, inputs: int, depth: int, group: int) -> int:
+    """The channels of a group as if all met all: a product of (group, tokens) by (tokens, group·taps)."""
+    size = op.formula.sizes
+    area = up(group, outputs) * up(group * size["taps"], inputs)
+    return op.repeat * 2 * -(-size["channels"] // group) * area * up(size["rows"], depth)
 
 
 def block_pairs(new: int, keys: int, query_block: int, key_block: int) -> int:

@@ -1,5 +1,7 @@
 """The count against fvcore and torch's counter on the real modules, and which witnesses the verb asks."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -9,7 +11,9 @@ from benchbench.__main__ import main
 from benchbench.case import Case
 from benchbench.commands import check_hardware, doctor
 from benchbench.counters import count, hardware, trace
-from benchbench.counters.kernels import Kernel
+from benchbench.counters.hardware import INSTRUCTIONS, Seen
+from benchbench.counters.kernels import Kernel, lines
+from benchbench.counters.products import products
 from benchbench.counters.trace import check_case
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.models import build
@@ -82,12 +86,18 @@ def test_fvcore_says_what_it_cannot_see() -> None:
         check_case(Case.of(preset("mamba-tiny"), task="prefill", seq_len=16), "fvcore", "meta")
 
 
-def resolvent_kernel(case: Case, more: int = 0) -> list[Kernel]:
-    """What a GPU would count of the resolvent, and nothing else; `more` than the count says."""
-    (op,) = (op for op in count(case).ops if op.kind == "resolvent")
+def counted_by_a_gpu(case: Case, more: int = 0) -> Seen:
+    """What a GPU without tiles would count of products and resolvent; of the last, `more` than the count says."""
+    cost, nothing = count(case), dict.fromkeys(INSTRUCTIONS, 0)
+    kernels = [
+        Kernel("gemm", op.path, op.phase, {**nothing, "tensor": product.flops})
+        for op in cost.ops
+        for product, times in products(op)
+        for _ in range(times)
+    ]
+    (op,) = (op for op in cost.ops if op.kind == "resolvent")
     flops = op.repeat * op.executed_flops + more
-    rest = dict.fromkeys(("multiply", "multiply_add", "special", "read_bytes", "written_bytes"), 0)
-    return [Kernel("two_sided_forward", op.path, op.phase, {"add": flops, **rest})]
+    return Seen([*kernels, Kernel("two_sided_forward", op.path, op.phase, {**nothing, "add": flops})])
 
 
 def code_of(*words: str) -> int:
@@ -115,13 +125,13 @@ def test_without_a_gpu_the_tracers_testify_and_a_line_says_why(capsys: pytest.Ca
 @pytest.mark.parametrize(("more", "verdict", "code"), [(0, "agrees", 0), (1, "differs", 1)])
 def test_with_a_gpu_its_counters_testify_too(more: int, verdict: str, code: int, capsys, monkeypatch) -> None:
     monkeypatch.setattr(check_hardware, "lacking", lambda: None)
-    monkeypatch.setattr(hardware, "profile", lambda case: resolvent_kernel(case, more))
+    monkeypatch.setattr(hardware, "profile", lambda cases: [counted_by_a_gpu(case, more) for case in cases])
     assert code_of(*CHECK, "--format", "json") == code
     told = capsys.readouterr()
     *traced, seen = json.loads(told.out)
     assert [one["verdict"] for one in traced] == ["agrees"] * 6
     assert (seen["witness"], seen["verdict"], seen["case"]["path"]) == ("hardware", verdict, "triton")
-    assert told.err == "hardware 1 of 1: resnet-bk-tiny/prefill/N2048/B2/bfloat16/triton\n"
+    assert told.err == "hardware 1 of 1: resnet-bk-tiny\n"
     # Asked for by name, beside one tracer.
     assert code_of(*CHECK, "--witness", "hardware", "--witness", "torch") == code
     out = capsys.readouterr().out
@@ -132,15 +142,42 @@ def test_with_a_gpu_its_counters_testify_too(more: int, verdict: str, code: int,
 
 
 def test_a_case_that_breaks_under_ncu_fails_and_the_others_are_told(capsys, monkeypatch) -> None:
-    def profile(case: Case) -> list[Kernel]:
-        if case.task == "core":
-            raise BenchError(f"ncu failed on {case.id}: out of memory")
-        return resolvent_kernel(case)
+    def profile(cases: list[Case]) -> list[Seen]:
+        return [Seen([], "out of memory") if one.task == "core" else counted_by_a_gpu(one) for one in cases]
 
     monkeypatch.setattr(hardware, "profile", profile)
-    assert code_of(*CHECK, "--task", "core", "--witness", "hardware", "--format", "json") == 1
+    words = (*CHECK, "--task", "core", "--witness", "hardware", "--format", "json")
+    assert code_of(*words) == 1
     found = json.loads(capsys.readouterr().out)
     assert [(one["case"]["task"], one["verdict"]) for one in found] == [("prefill", "agrees"), ("core", "failed")]
+
+    def broken(cases: list[Case]) -> list[Seen]:
+        raise BenchError("ncu failed")
+
+    monkeypatch.setattr(hardware, "profile", broken)
+    assert code_of(*words) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["verdict"], one["reason"]) for one in found] == [("failed", "ncu failed")] * 2
+
+
+def test_what_ncu_prints_is_told_apart_by_case() -> None:
+    names = ["ID", "Kernel Name", "Grid Size", "thread Domain:Push/Pop_Range:PL_Type", *INSTRUCTIONS.values()]
+    range_of = '"<default domain>:1|backward|backbone.norm_f:none:none"'
+    rows = [names, [""] * len(names), ["0", "gemm", "(1, 2, 3)", range_of, *["1,000"] * len(INSTRUCTIONS)]]
+    page = io.StringIO()
+    csv.writer(page, quoting=csv.QUOTE_ALL).writerows(rows)
+    first = 'case failed: [0, "RuntimeError: no"]'
+    failed, found = hardware.seen(["==PROF== Connected", first, *page.getvalue().splitlines()], 2)
+    assert failed == ([], "RuntimeError: no")
+    assert found == ([Kernel("gemm", "backbone.norm_f", "backward", dict.fromkeys(INSTRUCTIONS, 1000), 3)], None)
+
+
+def test_products_that_never_ran_are_missed() -> None:
+    cost = count(Case.of(preset("resnet-bk-tiny"), task="prefill", seq_len=64, path="triton"))
+    found = {line.kind: line for line in lines(cost, [])}
+    assert found.keys() == {"matmul", "resolvent"}
+    assert "lm_head: 1x64 by 64x256 did not run" in found["matmul"].unexplained
+    assert found["resolvent"].found == 0 < (found["resolvent"].expected or 0)
 
 
 def test_what_hardware_counters_lack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,34 @@
 """The rules of the hardware witness: by hand, and on what an H200 counted."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from benchbench.case import Case
+from benchbench.case import TASKS, Case
 from benchbench.counters import count
-from benchbench.counters.kernels import Kernel, Product, block_pairs, lines, matched, products, tiled
-from benchbench.specs import preset
+from benchbench.counters.hardware import INSTRUCTIONS
+from benchbench.counters.kernels import Kernel, block_pairs, lines, matched
+from benchbench.counters.op import Op
+from benchbench.counters.products import Product, products, routed, tiled
+from benchbench.specs import families, preset
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "kernels_h200.json").read_text())
 
 
 def recorded(name: str) -> tuple[Case, list[Kernel]]:
+    """A case, and what an H200 counted of its products, attention, scans, resolvents and convolutions."""
     run = RECORDED["runs"][name]
     sizes = dict(run["case"])
     spec = preset(sizes.pop("model"), n_layers=sizes.pop("n_layers"))
-    keys = ("add", "multiply", "multiply_add", "special", "read_bytes", "written_bytes")
-    empty = dict.fromkeys(keys, 0)
-    return Case.of(spec, **sizes), [Kernel(n, path, phase, {**empty, **c}) for n, path, phase, c in run["kernels"]]
+    empty = dict.fromkeys(INSTRUCTIONS, 0)
+    kernels = [
+        Kernel(RECORDED["names"][number], path, phase, {**empty, **counts}, layers)
+        for times, number, path, phase, counts, layers in run["kernels"]
+        for _ in range(times)
+    ]
+    return Case.of(spec, **sizes), kernels
 
 
 def test_tiles_by_hand() -> None:
@@ -87,18 +96,83 @@ def test_products_of_a_linear_map() -> None:
     assert list(products(backward)) == [(Product(32, 64, 256), 2), (Product(256, 64, 32), 2)]
 
 
-@pytest.mark.parametrize("name", ["t_prefill", "t_train"])
-def test_every_product_and_block_that_a_gpu_ran(name: str) -> None:
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_everything_that_a_gpu_counted_is_explained(name: str) -> None:
     case, kernels = recorded(name)
-    held = [line for line in lines(count(case), kernels) if line.rules]
-    assert {line.kind for line in held} == {"matmul", "attention"}
-    for line in held:
+    found = lines(count(case), kernels)
+    held = {line.kind for line in found if line.rules}
+    assert "matmul" in held or case.task == "core"
+    assert ("attention" in held) == (case.path == "flash")
+    assert ("resolvent" in held) == (case.path == "triton")
+    assert ("scan" in held) == (case.path == "fused" and case.task != "decode")
+    for line in found:
         assert line.unexplained == ()
-        assert line.expected == line.found == line.tensor_flops > line.counted_flops // 2
+        assert line.expected == line.found
+
+
+def test_every_family_and_task_was_counted_by_a_gpu() -> None:
+    cases = [recorded(name)[0] for name in RECORDED["runs"]]
+    assert {(case.spec.family, case.task) for case in cases} == set(product(families(), TASKS))
+
+
+def test_products_with_a_vector_by_hand() -> None:
+    # 254 rows of 64 numbers, one output each, scaled: 254 · 65 multiply-adds. Two sequences of 1536 by 128.
+    name = "internal::kernel<float, 7, 0, cublasGemvParamsEx<int>>"
+    assert list(tiled(Product(254, 1, 64), name)) == [2 * 254 * 65]
+    assert list(tiled(Product(1536, 1, 128, 2), name)) == [2 * 2 * 1536 * 129]
+    assert list(tiled(Product(254, 2, 64), name)) == []
+    # By a few, or finished by a second kernel: the multiply-adds alone.
+    assert list(tiled(Product(2, 50257, 768), "gemmSN_TN_kernel<float, cublasGemmSmallNParams<>>")) == [154_389_504]
+
+
+def test_products_in_float32_by_hand() -> None:
+    # 16 of 128 x 16 by 64 x 128: 16 outputs fill a tile's side of 32, and the depth of 64 has one more for the scale.
+    name = "sm80_xmma_gemm_f32f32_f32f32_f32_nt_n_tilesize32x32x8_stage3_warpsize1x2x1_ffma_aligna4_alignc4"
+    assert set(tiled(Product(16, 128, 64, 16), name)) == {2 * 16 * 32 * 128 * 65}
+    # CUTLASS's scale by products; their layers are the batch, not parts of the depth.
+    assert 2 * 16 * 128 * 1536 * 64 in tiled(
+        Product(128, 1536, 64, 16), "cutlass_80_simt_sgemm_128x128_8x4_nt_align1", 16
+    )
+
+
+def test_products_of_the_dual_form_by_hand() -> None:
+    """130 tokens of two sequences are three chunks of 64; all heads of the one group share B and C."""
+    cost = count(Case.of(preset("mamba2-tiny"), task="train", seq_len=130, batch=2))
+    spec = cost.case.spec
+    heads, states = spec.n_heads, spec.d_state
+    width = heads * spec.headdim
+    forward, backward = (
+        list(products(op))
+        for phase in ("forward", "backward")
+        for op in cost.ops
+        if op.formula.name == "ssd" and op.phase == phase
+    )
+    assert forward == [
+        (Product(states, width, 64, 6), 2),
+        (Product(64, width, states, 6), 2),
+        (Product(64, 64, states, 6), 2),
+        (Product(64, spec.headdim, 64, 6 * heads), 2),
+    ]
+    # As many as the formula executes: 12 with states, 6 of scores and 4 within a chunk, 2 of them a multiply-add each.
+    tokens = 6 * 64
+    assert sum(one.flops * times for one, times in backward) == 2 * tokens * (
+        12 * width * states + 64 * (6 * states + 4 * width)
+    )
+
+
+def test_rows_of_few_tokens_have_their_experts_weights_to_themselves() -> None:
+    def up(batch: int) -> Op:
+        cost = count(Case.of(preset("resnet-bk-tiny"), task="decode", seq_len=8, batch=batch, path="triton"))
+        return next(op for op in cost.ops if op.path.endswith("experts.up"))
+
+    # Two tokens of two experts each, four experts: 4 rows of 64 to 96. Three tokens are sorted by expert.
+    assert list(products(up(2))) == [(Product(1, 96, 64, 4), 2)]
+    assert not routed(up(2))
+    assert routed(up(3))
 
 
 def test_a_product_that_is_not_the_models_is_found_out() -> None:
-    case, kernels = recorded("t_prefill")
+    case, kernels = recorded("transformer-130m/prefill/1-layer")
     i, kernel = next((i, kernel) for i, kernel in enumerate(kernels) if kernel.path.endswith("up_proj"))
     kernels[i] = Kernel(kernel.name, kernel.path, kernel.phase, {**kernel.counts, "tensor": 12345})
     line = next(line for line in lines(count(case), kernels) if line.kind == "matmul")
@@ -144,17 +218,18 @@ def test_every_instruction_of_the_fused_scan(
         )
         for short, phase, found in (("fwd", "forward", forward), ("bwd", "backward", backward))
     ]
-    for line, (adds, multiplies, multiply_adds) in zip(lines(count(case), kernels), (forward, backward), strict=True):
+    scans = [line for line in lines(count(case), kernels) if line.kind == "scan"]
+    for line, (adds, multiplies, multiply_adds) in zip(scans, (forward, backward), strict=True):
         assert line.unexplained == ()
         assert line.expected == line.found == adds + multiplies + 2 * multiply_adds
 
     kernels[0].counts["add"] += 1
-    (forward_line, _) = lines(count(case), kernels)
+    forward_line = lines(count(case), kernels)[0]
     assert forward_line.unexplained == (f"scan: {forward_line.found:,}, not {forward_line.found - 1:,}",)
 
 
 def test_a_scan_of_another_path_is_not_held() -> None:
     case = Case.of(preset("mamba-130m", n_layers=1), task="decode", seq_len=64, dtype="bfloat16", path="fused")
     counts = dict.fromkeys(("add", "multiply", "multiply_add", "special", "read_bytes", "written_bytes"), 0)
-    (line,) = lines(count(case), [Kernel("_selective_scan_update_kernel", "mixer", "forward", counts)])
+    line, *_ = lines(count(case), [Kernel("_selective_scan_update_kernel", "mixer", "forward", counts)])
     assert line.expected is None

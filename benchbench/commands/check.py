@@ -24,9 +24,10 @@ HARDWARE = "hardware"
 HELP = """Line up the count with what tracers, and a GPU's own counters, say of the real modules.
 
 torch's FLOP counter and fvcore count products; `dispatch` prices every operator that torch runs, and is held against
-the FLOPs that the path executes. `hardware` reads the counters of every kernel that two layers launch on an NVIDIA GPU,
-at 2,048 tokens in bfloat16, a minute or so a case, and holds products, attention and our own kernels to the last
-operation. All of them testify, as far as the machine can; with --suite, --device or --ops the tracers alone.
+the FLOPs that the path executes. `hardware` reads the counters of the kernels that two layers launch on an NVIDIA GPU,
+all but the elementwise, at 2,048 tokens in bfloat16, a minute or so a model, and holds products, attention and our own
+kernels to the last operation. All of them testify, as far as the machine can; with --suite, --device or --ops the
+tracers alone.
 """
 
 

@@ -49,37 +49,45 @@ def lacking() -> str | None:
 
 
 def outcomes(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int | None, batch: int) -> list[Outcome]:
-    """Each case's, one after the other; which, is told on stderr, for one takes about a minute."""
-    chosen = list(cases(specs, tasks or TASKS, seq_len or SEQ_LEN, batch))
+    """Each case's, a model's together; which, is told on stderr, for a model takes about a minute."""
     found: list[Outcome] = []
-    for number, case in enumerate(chosen, 1):
-        click.echo(f"hardware {number} of {len(chosen)}: {case.id}", err=True)
-        found.append(outcome(case))
+    for number, spec in enumerate(specs, 1):
+        click.echo(f"hardware {number} of {len(specs)}: {spec.name}", err=True)
+        found += of_model(list(cases(spec, tasks or TASKS, seq_len or SEQ_LEN, batch)))
     return found
 
 
-def cases(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:
-    """Each task of each model in bfloat16, on the path that is its family's on a GPU."""
-    for spec in specs:
-        few = spec.replace(n_layers=min(spec.n_layers, LAYERS))
-        length = min(seq_len, (spec.longest or seq_len + 1) - 1)
-        for task in tasks:
-            case = Case.of(few, task=task, seq_len=length, batch=batch, dtype="bfloat16", path=spec.cuda_path)
-            if not case.unsupported():
-                yield case
+def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:
+    """Each task of a model in bfloat16, on the path that is its family's on a GPU."""
+    few = spec.replace(n_layers=min(spec.n_layers, LAYERS))
+    length = min(seq_len, (spec.longest or seq_len + 1) - 1)
+    for task in tasks:
+        case = Case.of(few, task=task, seq_len=length, batch=batch, dtype="bfloat16", path=spec.cuda_path)
+        if not case.unsupported():
+            yield case
 
 
-def outcome(case: Case) -> Outcome:
+def of_model(chosen: Sequence[Case]) -> list[Outcome]:
+    """Each case's, from one process."""
     from benchbench.counters import count
     from benchbench.counters.hardware import profile
     from benchbench.counters.kernels import lines
 
     try:
-        return Outcome(case, lines(count(case), profile(case)))
+        found = profile(chosen)
     except UnsupportedError as error:
-        return Outcome(case, (), error.message)
-    except BenchError as error:  # the other cases' minutes are not lost
-        return Outcome(case, (), error.message, failed=True)
+        return [Outcome(case, (), error.message) for case in chosen]
+    except BenchError as error:  # the other models' minutes are not lost
+        return [Outcome(case, (), error.message, failed=True) for case in chosen]
+    return [
+        Outcome(case, (), error, failed=True) if error else seen(case, lines(count(case), kernels))
+        for case, (kernels, error) in zip(chosen, found, strict=True)
+    ]
+
+
+def seen(case: Case, found: "tuple[Line, ...]") -> Outcome:
+    """Of what ran and of what had to."""
+    return Outcome(case, found, None if found else "only elementwise kernels ran, and no rule holds them")
 
 
 def table(one: Outcome) -> Table:
