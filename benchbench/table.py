@@ -151,7 +151,7 @@ def csv(tables: Sequence[Table]) -> str:
         )
         for table in tables
     ]
-    return concat(frames, ignore_index=True).to_csv(index=False, lineterminator="\n")
+    return concat(frames, ignore_index=True).to_csv(index=False, lineterminator="\n") if frames else ""
 
 
 LATEX_GLYPHS = {

@@ -135,7 +135,12 @@ def test_with_a_gpu_its_counters_testify_too(more: int, verdict: str, code: int,
     # Asked for by name, beside one tracer.
     assert code_of(*CHECK, "--witness", "hardware", "--witness", "torch") == code
     out = capsys.readouterr().out
-    assert out.index("counted against traced") < out.index("bfloat16/triton under hardware") < out.index("2 of 2 agree")
+    assert out.index("counted against traced") < out.index("2 of 2 agree") < out.index("bfloat16/triton under hardware")
+    # One sheet, with the numbers of both.
+    assert code_of(*CHECK, "--witness", "hardware", "--witness", "torch", "--format", "csv") == code
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert {"traced", "tensor"} <= set(header.split(","))
+    assert len(rows) == 2 + 2
     # As shapes, or module by module, there are tracers alone.
     assert code_of(*CHECK, "--device", "meta", "--format", "json") == 0
     assert "hardware" not in capsys.readouterr().out
@@ -155,6 +160,8 @@ def test_a_case_that_breaks_under_ncu_fails_and_the_others_are_told(capsys, monk
         raise BenchError("ncu failed")
 
     monkeypatch.setattr(hardware, "profile", broken)
+    assert code_of(*words[:-1], "csv") == 1
+    assert capsys.readouterr().out == ""
     assert code_of(*words) == 1
     found = json.loads(capsys.readouterr().out)
     assert [(one["verdict"], one["reason"]) for one in found] == [("failed", "ncu failed")] * 2

@@ -101,17 +101,30 @@ def command(
     tracers = [one for one in asked if one != HARDWARE]
     own = (one for spec in specs for one in model_cases(spec, tasks or TASKS, seq_len, batch, device))
     outcomes = traced(suite_cases(suite, names, tasks) if suite else own, tracers) if tracers else []
-    kernels = check_hardware.outcomes(specs, tasks, seq_len, batch) if HARDWARE in asked else []
+    kernels = check_hardware.outcomes(specs, tasks, seq_len, batch) if HARDWARE in asked else iter(())
     if output == "json":
-        found = [*map(as_json, outcomes), *map(check_hardware.as_json, kernels)]
-        click.echo(json.dumps(found, indent=2))
+        read = list(kernels)
+        click.echo(json.dumps([*map(as_json, outcomes), *map(check_hardware.as_json, read)], indent=2))
     else:
         tables = [ops_table(one.check) for one in outcomes if one.check] if ops else cases_tables(outcomes)
-        notes = [*summary(outcomes), *check_hardware.notes(kernels)]
-        notes += [f"{HARDWARE}: absent: {lacking}."] if lacking else []
-        echo_tables([*tables, *(check_hardware.table(one) for one in kernels if one.lines)], output, notes)
-    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *kernels)):
+        absent = [f"{HARDWARE}: absent: {lacking}."] if lacking else []
+        if output == "csv":  # one sheet
+            read = list(kernels)
+            echo_tables([*tables, *(check_hardware.table(one) for one in read if one.lines)], output)
+        else:
+            echo_tables(tables, output, summary(outcomes))
+            read = list(told(kernels, output))
+            echo_tables([], output, [*check_hardware.notes(read), *absent])
+    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *read)):
         raise SystemExit(1)
+
+
+def told(kernels: Iterable[check_hardware.Outcome], output: str) -> Iterator[check_hardware.Outcome]:
+    """Each case, its table shown as soon as it was read: the next takes a while."""
+    for one in kernels:
+        if one.lines:
+            echo_tables([check_hardware.table(one)], output)
+        yield one
 
 
 def traced(planned: Iterable[tuple[Case, str]], witnesses: Sequence[str]) -> list[Outcome]:

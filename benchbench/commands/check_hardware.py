@@ -48,13 +48,12 @@ def lacking() -> str | None:
     return None if found.verdict == doctor.GOOD else f"{found.found}. {found.advice}".rstrip(".")
 
 
-def outcomes(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int | None, batch: int) -> list[Outcome]:
+def outcomes(specs: Sequence[ModelSpec], tasks: Sequence[str], seq_len: int | None, batch: int) -> Iterator[Outcome]:
     """Each case's, a model's together; which, is told on stderr, for a model takes about a minute."""
-    found: list[Outcome] = []
     for number, spec in enumerate(specs, 1):
         click.echo(f"hardware {number} of {len(specs)}: {spec.name}", err=True)
-        found += of_model(list(cases(spec, tasks or TASKS, seq_len or SEQ_LEN, batch)))
-    return found
+        if chosen := list(cases(spec, tasks or TASKS, seq_len or SEQ_LEN, batch)):
+            yield from of_model(chosen)
 
 
 def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int, batch: int) -> Iterator[Case]:

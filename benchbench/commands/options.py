@@ -88,7 +88,8 @@ def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ())
         return
     if output == "md":
         blocks = [f"{one.title}\n\n{table.markdown(one)}" for one in tables]
-        click.echo("\n\n".join([*blocks, *notes]))
+        if blocks or notes:
+            click.echo("\n\n".join([*blocks, *notes]))
         return
     from rich.console import Console
 
