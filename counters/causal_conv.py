@@ -19,6 +19,8 @@ def causal_conv(step: Step, channels: int, taps: int, *, state_bytes: int = 0) -
     """
     rows, s = step.rows, step.width
     conv = dense.depthwise_conv(rows, channels, taps, s, state_bytes=state_bytes)
+    if step.steps_on:  # the tokens before it are read, and moved on by one
+        conv = replace(conv, forward=replace(conv.forward, bytes_moved=conv.forward.bytes_moved + 2 * state_bytes))
     shift, act = dense.bias(rows, channels, s), pointwise.silu(rows * channels, s, saves=step.path != "triton")
     if step.path == "fused":
         return recomputed(conv), recomputed(shift), recomputed(inside(act))

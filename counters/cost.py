@@ -145,6 +145,7 @@ def step_of(case: Case) -> Step:
         head_rows=0 if core else rows if train else case.batch,
         head_chunks=-(-rows // loss_chunk_rows(rows, case.spec.vocab_size)) if train else 1,
         stream=4 if case.autocast or case.spec.wide_stream else width,
+        weight_width=DTYPE_BYTES[case.dtype],
     )
 
 
@@ -155,9 +156,9 @@ def _placed(case: Case, step: Step) -> Iterator[Placed]:
     head = dense.head(rows, spec.d_model, spec.vocab_size, s, tied=spec.tied_head, chunks=step.head_chunks)
     yield Placed("lm_head", head)
     if spec.head_bias:
-        yield Placed("lm_head", dense.bias(rows, spec.vocab_size, s))
+        yield Placed("lm_head", dense.bias(rows, spec.vocab_size, s, chunks=step.head_chunks))
     if spec.tied_head:
-        yield Placed("", dense.shared_weight(spec.vocab_size * spec.d_model, s))
+        yield Placed("", dense.shared_weight(spec.vocab_size * spec.d_model, step.stored))
     if step.training:
         yield Placed("", training.cross_entropy(rows, spec.vocab_size, s, step.head_chunks))
 

@@ -67,25 +67,27 @@ def shared_weight(params: int, s: int) -> Formula:
     )
 
 
-def bias(rows: int, d: int, s: int, *, copies: int = 1) -> Formula:
+def bias(rows: int, d: int, s: int, *, copies: int = 1, chunks: int = 1) -> Formula:
     """y + b: one addition an element. Backward: db sums the rows, one addition an element; dy passes unchanged.
 
-    Fused with the product it follows, so it moves b alone.
+    Fused with the product it follows, so it moves b alone. In a head's chunks it is added again in backward, and the
+    chunks' db are added up.
     """
     n = rows * d
+    again = n + (chunks - 1) * d if chunks > 1 else 0
     return Formula(
         "bias",
         "elementwise",
-        forward=Work(n, bytes_moved=s * d),
-        backward=Work(n, bytes_moved=s * (n + d)),
+        forward=Work(n, bytes_moved=s * d * chunks),
+        backward=Work(n, extra_flops=again, bytes_moved=s * (n + d * chunks * (2 if chunks > 1 else 1))),
         params=copies * d,
         sizes={"rows": rows, "d": d},
     )
 
 
-def embedding(rows: int, d: int, entries: int, s: int, index_bytes: int = 8) -> Formula:
+def embedding(rows: int, d: int, entries: int, s: int) -> Formula:
     """A look-up: bytes, no arithmetic. Backward adds each row's gradient into its entry: rows·d additions."""
-    moved = 2 * s * rows * d + index_bytes * rows
+    moved = 2 * s * rows * d + 8 * rows
     return Formula(
         "embedding",
         "embedding",

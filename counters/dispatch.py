@@ -108,9 +108,9 @@ def common(first: str, second: str) -> str:
     return ".".join(part for part, _ in same)
 
 
-def graph(root: Node) -> Iterator[Node]:
-    """Every node of a backward pass, once."""
-    found, pending = {root}, [root]
+def graph(*roots: Node) -> Iterator[Node]:
+    """Every node of a backward pass from these, once."""
+    found, pending = set(roots), list(dict.fromkeys(roots))
     while pending:
         node = pending.pop()
         yield node

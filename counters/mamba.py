@@ -20,7 +20,7 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
     rank, n_state = spec.dt_rank, spec.d_state
     n = rows * inner
     # The published kernels keep their state in the weights' dtype, ours in float32.
-    kept = (s if step.path == "fused" else 4) * step.batch * inner if step.capacity else 0
+    kept = (step.stored if step.path == "fused" else 4) * step.batch * inner if step.capacity else 0
 
     def layer(path: str, formula: Formula) -> Placed:
         return Placed(f"{LAYER}.{path}".rstrip("."), formula, spec.n_layers)
@@ -29,7 +29,7 @@ def backbone(spec: MambaSpec, step: Step) -> Iterator[Placed]:
         # mamba_inner_fn keeps neither u nor Δ, but makes them again (its checkpoint level 1).
         return recomputed(formula) if step.path == "fused" else formula
 
-    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
+    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, step.stored))
 
     yield layer("norm", pointwise.rms_norm(rows, d, s, stream=step.stream))
     yield layer("mixer.in_proj", dense.linear(rows, d, 2 * inner, s))

@@ -25,7 +25,7 @@ def backbone(spec: Mamba2Spec, step: Step) -> Iterator[Placed]:
     def layer(path: str, formula: Formula) -> Placed:
         return Placed(f"{LAYER}.{path}".rstrip("."), formula, spec.n_layers)
 
-    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
+    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, step.stored))
 
     yield layer("norm", pointwise.rms_norm(rows, d, s, stream=step.stream))
     yield layer("mixer.in_proj", dense.linear(rows, d, projected, s))
@@ -40,7 +40,7 @@ def backbone(spec: Mamba2Spec, step: Step) -> Iterator[Placed]:
     # The gate z holds on to the whole output of in_proj.
     yield layer("mixer.norm", replace(pointwise.silu(n, s), saved_bytes=s * rows * projected))
     yield layer("mixer.norm", pointwise.multiply(n, s))
-    yield layer("mixer.norm", replace(pointwise.rms_norm(rows * groups, inner // groups, s, stream=s), params=inner))
+    yield layer("mixer.norm", pointwise.rms_norm(rows, inner, s, stream=s, groups=groups))
     yield layer("mixer.out_proj", dense.linear(rows, inner, d, s))
     yield layer("", pointwise.add(rows * d, s, stream=step.stream))
 

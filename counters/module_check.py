@@ -2,7 +2,8 @@
 """What torch's FLOP counter sees of any module, by module path, and what it cannot see."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchbench.counters.dispatch import graph
 from benchbench.counters.places import ModulePaths
 from benchbench.errors import BenchError
 
@@ -92,10 +94,11 @@ def check_module(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, A
     # Torch's own tracker names no module in backward reliably: a module stays open while its siblings run.
     counter.mod_tracker = ModulePaths(module)  # pyright: ignore[reportAttributeAccessIssue]
     operators = _Operators()
-    with torch.set_grad_enabled(backward or torch.is_grad_enabled()), operators, counter:
+    with _as_it_was(module), torch.set_grad_enabled(backward or torch.is_grad_enabled()), operators, counter:
         outputs = [leaf for leaf in tree_leaves(module(*inputs, **named)) if isinstance(leaf, Tensor)]
         trained = [output for output in outputs if output.requires_grad]
-        custom = Counter(type(node).__name__ for node in _nodes(trained) if isinstance(node, BackwardCFunction))
+        roots = [output.grad_fn for output in trained if output.grad_fn is not None]
+        custom = Counter(type(node).__name__ for node in graph(*roots) if isinstance(node, BackwardCFunction))
         if backward:
             if not trained:
                 raise BenchError(
@@ -117,6 +120,24 @@ def check_module(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, A
     return ModuleCheck(type(module).__name__, rows, dict(unseen.most_common()), dict(custom.most_common()), params)
 
 
+@contextmanager
+def _as_it_was(module: nn.Module) -> Generator[None]:
+    """Puts back gradients, buffers and the state of the random numbers."""
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    with torch.random.fork_rng({parameter.device for parameter, _ in gradients if parameter.is_cuda}):
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
 def _is_counted(operator: Any, counter: FlopCounterMode) -> bool:
     return getattr(operator, "_overloadpacket", operator) in counter.flop_registry
 
@@ -127,14 +148,3 @@ def _is_view(operator: Any) -> bool:
         return False
     results = [result.alias_info for result in operator._schema.returns]
     return any(results) and not any(alias.is_write for alias in results if alias)
-
-
-def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
-    """Every node of the autograd graph behind the outputs, once."""
-    pending, seen = [output.grad_fn for output in outputs], set[Any]()
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            pending += [following for following, _ in node.next_functions]

@@ -151,6 +151,18 @@ class Step:
     """How many pieces the loss projects them in."""
     stream: int = 4
     """Bytes of an element of the residual stream."""
+    weight_width: int | None = None
+    """Bytes of an element of the weights, and of the caches beside them, where that is not `width`: under autocast."""
+
+    @property
+    def stored(self) -> int:
+        """Bytes of an element of what stays from call to call."""
+        return self.weight_width or self.width
+
+    @property
+    def steps_on(self) -> bool:
+        """Whether a state is read and written for a single token."""
+        return self.new == 1 and not self.training
 
     @property
     def rows(self) -> int:

@@ -30,23 +30,23 @@ def layer_norm(rows: int, d: int, s: int, *, stream: int, shift: bool = True) ->
     )
 
 
-def rms_norm(rows: int, d: int, s: int, *, stream: int) -> Formula:
-    """y = γ·x/√(mean x² + ε) (1910.07467). x has `stream` bytes an element.
+def rms_norm(rows: int, d: int, s: int, *, stream: int, groups: int = 1) -> Formula:
+    """y = γ·x/√(mean x² + ε) (1910.07467). x has `stream` bytes an element; each of `groups` has a mean of its own.
 
     Forward, an element: square and sum 2, normalise 1, scale 1: 4. A row: division by d, + ε, rsqrt: 3, two of them
     transcendental. Backward, an element: dγ = Σ dy·x̂ 2; dx̂ = dy·γ 1; Σ dx̂·x̂ 2; dx = r·(dx̂ - x̂·mean) 3: 8, and a
     division a row. x̂ is rebuilt from the saved x: 1 an element.
     """
-    n = rows * d
+    n, means = rows * d, rows * groups
     return Formula(
         "rms_norm",
         "norm",
-        forward=Work(4 * n + 3 * rows, 2 * rows, bytes_moved=(stream + s) * n + s * d),
-        backward=Work(8 * n + rows, rows, extra_flops=n, bytes_moved=(2 * stream + s) * n + 2 * s * d),
+        forward=Work(4 * n + 3 * means, 2 * means, bytes_moved=(stream + s) * n + s * d),
+        backward=Work(8 * n + means, means, extra_flops=n, bytes_moved=(2 * stream + s) * n + 2 * s * d),
         params=d,
-        saved_bytes=stream * n + 4 * rows,
+        saved_bytes=stream * n + 4 * means,
         scratch_bytes=s * n,
-        sizes={"rows": rows, "d": d},
+        sizes={"rows": means, "d": d // groups},
     )
 
 

@@ -24,10 +24,10 @@ def backbone(spec: ResNetBKSpec, step: Step) -> Iterator[Placed]:
         yield layer(path, dense.linear(routed, d_in, d_out, s, copies=experts))
         yield layer(path, dense.bias(routed, d_out, s, copies=experts))
 
-    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
+    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, step.stored))
     if spec.positions == "learned":
         assert spec.max_seq_len is not None
-        yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, s))
+        yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, step.stored))
         yield Placed("backbone", pointwise.add(n, s, stream=step.stream))
 
     yield layer("norm", pointwise.layer_norm(rows, d, s, stream=step.stream))

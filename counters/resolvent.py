@@ -61,6 +61,7 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     chunks = step.batch * -(-step.new // RESOLVENT_CHUNK)
     overlap = chunks * RESOLVENT_HALO if step.path == "chunked" else 0
     extra, back_extra = overlap * recursion, overlap * back_recursion
+    moved_on = 2 * state_bytes if step.steps_on else 0
     if form == "bk-compat":
         extra, back_extra = 13 * tokens + 2 * step.batch, 13 * tokens
     elif step.path == "eager":
@@ -69,7 +70,7 @@ def resolvent(step: Step, form: str, *, state_bytes: int = 0) -> Formula:
     return Formula(
         "resolvent",
         "resolvent",
-        forward=Work(forward * tokens, divisions * tokens, extra, bytes_moved=12 * tokens),
+        forward=Work(forward * tokens, divisions * tokens, extra, bytes_moved=12 * tokens + moved_on),
         backward=Work(
             backward * tokens,
             2 * tokens if form == "bk-compat" else 0,
@@ -92,6 +93,7 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
     again.
     """
     tokens, s = step.rows, step.width
+    moved_on = 2 * state_bytes if step.steps_on else 0
     ahead, back = (_fit(step, cut) for cut in TRITON_CUTS[form])
     if form == "bk-causal":
         forward, backward, divisions = 9 * tokens, 14 * tokens, tokens
@@ -104,7 +106,7 @@ def fused(step: Step, form: str, state_bytes: int) -> Formula:
     return Formula(
         "resolvent",
         "resolvent",
-        forward=Work(forward, divisions, runs - forward, bytes_moved=(8 + s) * tokens),
+        forward=Work(forward, divisions, runs - forward, bytes_moved=(8 + s) * tokens + moved_on),
         backward=Work(backward, 0, back_runs - backward, bytes_moved=moved_back),
         saved_bytes=saved,
         state_bytes=state_bytes,

@@ -57,11 +57,12 @@ def chunked(step: Step, channels: int, n_state: int) -> Path:
     states, parameters = n * n_state, channels * n_state
     inputs = _inputs(step, channels, n_state)
     kept = 4 * step.batch * parameters * -(-step.new // SCAN_CHUNK)
+    moved_on = 8 * step.batch * parameters if step.steps_on else 0
     return Path(
         extra_forward=0,
         extra_backward=8 * states + 10 * n,
-        # The gate is read and its gradient written here, too.
-        bytes_forward=inputs + 2 * s * n + 4 * (parameters + channels),
+        # The gate is read and its gradient written here, too, and of one token the state.
+        bytes_forward=inputs + 2 * s * n + 4 * (parameters + channels) + moved_on,
         bytes_backward=2 * inputs + 3 * s * n + 8 * (parameters + channels) + 2 * kept,
         # The projection that reads u too keeps it. The gate's half holds on to the whole output of in_proj.
         saved_bytes=s * (3 * n + 2 * step.rows * n_state) + kept,
@@ -97,7 +98,7 @@ def triton(step: Step, channels: int, n_state: int) -> Path:
     summed = 1 if n_state < 16 else (2 * SUM_COLUMNS if s < 4 else 4 * SUM_COLUMNS + 2)
     kept = between + 4 * step.batch * parameters
     inputs = _inputs(step, channels, n_state)
-    if step.new == 1 and not step.training:
+    if step.steps_on:
         moved = inputs + 2 * s * n + 4 * (parameters + channels) + 8 * step.batch * parameters
         return Path(states + 18 * n, 0, moved, 0, 0, 5 * s * n)
     return Path(

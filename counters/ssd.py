@@ -66,7 +66,7 @@ def ssd(
     size = _Sizes(rows, step.batch, step.new, heads, channels, groups * n_state, n_state, min(chunk, step.new))
     n, h, states, shared = rows * channels, rows * heads, rows * size.states, rows * size.shared
     forward, backward = 5 * states + 3 * n + 2 * h, 11 * states + 7 * n + 5 * h
-    extra, back_extra, kept, spread = 0, 0, 0, 0
+    extra, back_extra, kept, spread, moved_on = 0, 0, 0, 0, 0
     eager = step.path == "eager"
     if eager:
         back_extra = states - 2 * step.batch * size.states
@@ -75,6 +75,8 @@ def ssd(
         extra, back_extra = _chunked_forward(size) - forward, _chunked_backward(size) - backward
         kept = 4 * step.batch * size.states * -(-step.new // (SSD_SPAN * size.chunk))
         spread = _spread(size)
+    elif not step.training:
+        moved_on = 8 * step.batch * size.states
     inputs = width * (n + 2 * shared) + 4 * h
     return Formula(
         "ssd",
@@ -83,7 +85,7 @@ def ssd(
             forward,
             h,
             extra_flops=extra,
-            bytes_moved=inputs + width * n + 8 * heads + (16 * states if eager else 0),
+            bytes_moved=inputs + width * n + 8 * heads + (16 * states if eager else moved_on),
         ),
         backward=Work(
             backward,

@@ -1,10 +1,11 @@
 """What a pre-norm decoder computes, in the order of its forward."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchbench.counters import dense, pointwise
 from benchbench.counters.core import Mixer, at
-from benchbench.counters.op import Formula, Placed, Step
+from benchbench.counters.op import Formula, Placed, Step, inside
 from benchbench.specs.transformer import TransformerSpec
 
 LAYER = "backbone.layers.*"
@@ -34,10 +35,10 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
         if step.training and spec.dropout:
             yield layer("dropout", pointwise.dropout(n, s))
 
-    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, s))
+    yield Placed("backbone.embedding", dense.embedding(rows, d, spec.vocab_size, step.stored))
     if spec.positions == "learned":
         assert spec.max_seq_len is not None
-        yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, s))
+        yield Placed("backbone.positions", dense.embedding(step.new, d, spec.max_seq_len, step.stored))
         yield Placed("backbone", pointwise.add(n, s, stream=step.stream))
     else:
         yield Placed("backbone.rotary", pointwise.rotary_table(step.new, spec.d_head))
@@ -51,14 +52,15 @@ def backbone(spec: TransformerSpec, step: Step) -> Iterator[Placed]:
     yield from linear("attn.v_proj", d, d_kv, saves_input=False)
     if spec.positions == "rotary":
         yield layer("attn.rotary", pointwise.rotary(rows * (d + d_kv), s))
-    kept = 2 * s * step.batch * step.capacity * d_kv
+    kept = 2 * step.stored * step.batch * step.capacity * d_kv
     yield layer("attn.core", dense.attention(step, spec.n_heads, spec.n_kv_heads, spec.d_head, state_bytes=kept))
     if step.training and spec.dropout:
         heads = step.batch * spec.n_heads
         fused = step.path == "flash"
         masked = 0 if fused else heads * (step.square_pairs - step.pairs)
-        at = "attn.core" if fused else "attn.core.dropout"
-        yield layer(at, pointwise.dropout(heads * step.pairs, s, masked=masked))
+        drop = pointwise.dropout(heads * step.pairs, s, masked=masked)
+        # The fused kernel draws the mask again from a seed.
+        yield layer("attn.core", replace(inside(drop), saved_bytes=0)) if fused else layer("attn.core.dropout", drop)
     # Its input is the heads side by side again, a copy.
     yield from linear("attn.o_proj", d, d)
     yield from dropout()

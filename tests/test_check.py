@@ -193,3 +193,8 @@ def test_what_hardware_counters_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_hardware.lacking() == "ncu is not on PATH. Install NVIDIA Nsight Compute"
     monkeypatch.setattr(doctor, "counters_here", lambda: doctor.counters("ncu", "", root=True))
     assert check_hardware.lacking() is None
+
+
+def test_a_head_with_a_bias_in_chunks_is_counted_as_it_runs() -> None:
+    case = Case.of(preset("resnet-bk-baseline"), task="train", seq_len=128, batch=64)
+    assert check_case(case, "dispatch", "meta").unexplained == ()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchbench.case import Case
-from benchbench.counters import count
+from benchbench.counters import count, pointwise
 from benchbench.counters.op import Step
 from benchbench.counters.selective_scan import selective_scan
 from benchbench.errors import UnsupportedError
@@ -279,4 +279,77 @@ def test_autocast_casts_the_weights_of_products_once_a_pass() -> None:
     weights = 2 * (64 * 256 + 4 * 128 + 128 * (4 + 16) + 4 * 128 + 128 * 64) + 256 * 64
 
     assert cast.counted.flops == half.counted.flops
-    assert cast.counted.bytes_moved - half.counted.bytes_moved == 6 * weights
+    # The embedding's rows, read and written, stay in 4 bytes.
+    assert cast.counted.bytes_moved - half.counted.bytes_moved == 6 * weights + 2 * 2 * 32 * 64
+
+
+def decoded(name: str, batch: int, path: str) -> int:
+    """Bytes that one decoded token of each sequence moves."""
+    case = Case.of(preset(name), task="decode", seq_len=64, batch=batch, path=path)
+    return sum(
+        op.repeat * op.bytes_moved for op in count(case).ops if op.path.endswith(("scan", "ssd", "conv1d", "core"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "state", "rows"),
+    [
+        # Of each layer 128 channels: 4 tokens of the convolution, 8 states. A token's rows: the convolution's input and
+        # output 2, its bias none, its SiLU's 2; the scan's u, dt, gate and output 4, B and C 2 of 8.
+        ("mamba-tiny", "chunked", 4 * 128 * (4 + 8), 4 * (8 * 128 + 2 * 8)),
+        # One kernel for the convolution, which so has no SiLU to move.
+        ("mamba-tiny", "triton", 4 * 128 * (4 + 8), 4 * (6 * 128 + 2 * 8)),
+        # One complex number a layer; v, and the resolvent's two.
+        ("resnet-bk-tiny", "chunked", 8, 4 * 3),
+        ("resnet-bk-tiny", "triton", 8, 4 * 3),
+    ],
+)
+def test_a_decoded_token_reads_its_state_and_writes_it(name: str, path: str, state: int, rows: int) -> None:
+    """Of a second sequence: its rows, and its state twice; the weights are there already."""
+    assert count(Case.of(preset(name), task="decode", seq_len=64, path=path)).counted.state_bytes == 2 * state
+    assert decoded(name, 2, path) - decoded(name, 1, path) == 2 * (rows + 2 * state)
+
+
+def test_mamba_2_reads_and_writes_its_states_when_it_decodes() -> None:
+    # 160 channels of a convolution of 4 tokens and 128 channels of 16 states in float32, in two layers.
+    moved = decoded("mamba2-tiny", 2, "chunked") - decoded("mamba2-tiny", 1, "chunked")
+    assert moved > 2 * 2 * 4 * (160 * 4 + 128 * 16)
+
+
+def test_states_are_kept_in_the_weights_dtype_under_autocast() -> None:
+    for name, path in (("transformer-tiny", "flash"), ("mamba-tiny", "fused")):
+        wide, cast = (
+            count(Case.of(preset(name), task="decode", seq_len=64, path=path, **way)).counted
+            for way in ({}, {"autocast": "bfloat16"})
+        )
+        assert wide.state_bytes == cast.state_bytes == cast.memory.state
+
+
+def test_the_dropout_of_flash_attention_moves_nothing_of_its_own() -> None:
+    plain, dropped = (
+        count(Case.of(preset("transformer-tiny", dropout=p), task="train", seq_len=512)).ops for p in (0.0, 0.1)
+    )
+    (drop,) = (
+        op for op in dropped if op.formula.name == "dropout" and op.path.endswith("core") and op.phase == "forward"
+    )
+    assert drop.bytes_moved == drop.saved_bytes == 0
+    # 4 heads, 512 · 513 / 2 pairs, a product with the mask and one with 1 / (1 - p).
+    assert drop.flops == 2 * 4 * 512 * 513 // 2
+    assert len(plain) < len(dropped)
+
+
+def test_a_chunked_head_adds_its_bias_again() -> None:
+    case = Case.of(preset("resnet-bk-baseline"), task="train", seq_len=128, batch=64)
+    (op,) = (
+        op for op in count(case).ops if op.path == "lm_head" and op.formula.name == "bias" and op.phase == "backward"
+    )
+    # 8,192 rows of 30,000 logits in chunks of 4,096: every bias again, and the second chunk's sum added to the first's.
+    assert op.executed_flops - op.flops == 8192 * 30_000 + 30_000
+
+
+def test_groups_of_a_norm_share_its_weight() -> None:
+    one, four = (pointwise.rms_norm(8, 64, 4, stream=4, groups=groups) for groups in (1, 4))
+    # Three operations a mean more, of 8 rows three means more each.
+    assert four.forward.flops - one.forward.flops == 3 * 8 * 3
+    assert four.forward.bytes_moved == one.forward.bytes_moved
+    assert four.params == 64

@@ -3,6 +3,7 @@
 from benchbench.counters.allocations import ops
 from benchbench.counters.allocations.tape import Tape
 from benchbench.counters.allocations.tensors import Gradient, Gradients, Storage, Tensor
+from benchbench.counters.allocations.workspaces import MULTIPROCESSORS
 from benchbench.counters.op import Step
 from benchbench.specs.transformer import TransformerSpec
 
@@ -10,8 +11,6 @@ TILE_KEYS = 512
 """Keys that a thread of the CPU's kernel takes at a time."""
 SEED, OFFSET = 16, 8
 """Bytes of the flash kernel's random state, which it has without dropout too."""
-MULTIPROCESSORS = 132
-"""Of an H100 or H200: the flash kernel splits the keys of few queries among them."""
 
 
 def fused(t: Tape, spec: TransformerSpec, step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -86,9 +86,6 @@ class Tensor:
         """The same numbers in another shape."""
         return Tensor(self.storage, rows, cols, self.width, self.source)
 
-    def detached(self) -> "Tensor":
-        return Tensor(self.storage, self.rows, self.cols, self.width)
-
 
 class Node:
     """An operation of the graph; `loops` are those it is in, from the outermost; None runs in any."""
