@@ -128,13 +128,17 @@ class Case(Value, frozen=True):
     def require_supported(self) -> None:
         """Raises `UnsupportedError` with the reason if the architecture cannot do this."""
         if reason := self.unsupported():
-            raise UnsupportedError(reason, "Another model, task or seq_len can do it. See: benchbench list models")
+            raise UnsupportedError(
+                reason, "Another model, task, path or seq_len can do it. See: benchbench list models"
+            )
 
     def unsupported(self) -> str | None:
         """Why the architecture cannot do this, or None: an answer about the model, not about the machine."""
+        spec = self.spec
+        if reason := spec.refuses(self.path):
+            return reason
         if self.task == "core":
             return None
-        spec = self.spec
         tokens = self.seq_len + (self.task == "decode")
         if spec.longest is not None and tokens > spec.longest:
             return f"{spec.name} has learned positions for {spec.longest} tokens, not {tokens}"

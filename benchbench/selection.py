@@ -152,7 +152,7 @@ def _changed(case: Case, settings: _Settings) -> Case:
     sizes = settings.sizes
     spec = case.spec
     if sizes:
-        preset = presets().get(spec.name, spec)
+        preset = presets().get(spec.name.partition("+")[0], spec)
         own = {name: value for name, value in spec.model_dump().items() if value != getattr(preset, name)}
         own.pop("name", None)
         spec = variant(preset.name, {**own, **sizes}, lambda key: f"{settings.said.get(key, '--set')}: ")

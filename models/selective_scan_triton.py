@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchbench.errors import UnsupportedError
 from benchbench.models.kernels import as_rows, loaded, require_narrow
 from benchbench.models.scan_inputs import Inputs
+from benchbench.specs.mamba import TRITON_STATES
 
 CHUNK = 128
 """Tokens between two states that training keeps: 4 N / CHUNK bytes a token and channel."""
 
 LOG2E = 1.4426950408889634
-MAX_STATES = 32
-"""With more, dΔ as a difference of sums over the states loses digits: 2e-4 of rms at 64, 3e-3 at 256."""
 
 
 class Launch(NamedTuple):
@@ -64,12 +64,13 @@ def triton_scan(inputs: Inputs, h_BDN: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs and last state, as every scan; without gradients, one token moves `h_BDN` on in place and returns it.
 
     Raises:
-        ValueError: N is not a power of two up to 32.
-        UnsupportedError: Triton is missing, the dtype is wider than float32, or the tensors are not on a GPU.
+        UnsupportedError: N is not a power of two up to 32, Triton is missing, the dtype is wider than float32, or the
+            tensors are not on a GPU.
     """
     n_state = inputs.A.shape[1]
-    if n_state & (n_state - 1) or n_state > MAX_STATES:
-        raise ValueError(f"the path 'triton' needs a d_state that is a power of two up to {MAX_STATES}, not {n_state}")
+    if n_state & (n_state - 1) or n_state > TRITON_STATES:
+        needed = f"a d_state that is a power of two up to {TRITON_STATES}"
+        raise UnsupportedError(f"the path 'triton' needs {needed}, not {n_state}", "Take the path 'chunked'.")
     require_narrow(inputs.u)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, h_BDN)):
         return _TritonScan.apply(*inputs, h_BDN)  # pyright: ignore[reportReturnType]

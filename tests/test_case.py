@@ -69,3 +69,21 @@ def test_the_loss_is_chunked_only_where_its_logits_would_be_large() -> None:
     assert loss_chunk_rows(2669, 50_280) == 2669
     assert loss_chunk_rows(2670, 50_280) == 2048
     assert loss_chunk_rows(10**6, 2**30) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("resnet-bk-tiny", {"form": "bk-compat"}, "bk-compat runs position by position"),
+        ("mamba-tiny", {"d_state": 12}, "a power of two up to 32, not 12"),
+        ("mamba-tiny", {"d_state": 64}, "a power of two up to 32, not 64"),
+    ],
+)
+@pytest.mark.parametrize("task", ["prefill", "core"])
+def test_a_path_that_has_no_kernel_for_these_sizes_is_unsupported(
+    name: str, change: dict, reason: str, task: str
+) -> None:
+    case = Case.of(preset(name, **change), task=task, seq_len=8, path="triton")
+    assert reason in (case.unsupported() or "")
+    assert case.replace(path="chunked").unsupported() is None
+    assert Case.of(preset(name), task=task, seq_len=8, path="triton").unsupported() is None

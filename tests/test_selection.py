@@ -4,7 +4,7 @@ import pytest
 
 from benchbench.selection import Wishes, select
 from benchbench.specs import preset
-from benchbench.suite import parse
+from benchbench.suite import load, parse
 
 TEXT = """
 name = "mine"
@@ -47,3 +47,10 @@ def test_a_model_that_the_suite_has_stays_as_it_is():
     suite = parse(TEXT, "mine.toml", "cuda")
     (chosen,) = select([suite], Wishes(models=("transformer-tiny",), device="cuda"))
     assert chosen.cases == suite.cases
+
+
+def test_a_size_is_set_beside_those_that_the_suite_has_set():
+    (suite,) = select([load("mamba-paper")], Wishes(settings=(("n_layers", "2"),)))
+    changed = {case.spec.name: case.spec for case in suite.cases}
+    spec = changed["mamba-130m+d_model=512+n_layers=2"]
+    assert (spec.d_model, spec.n_layers) == (512, 2)

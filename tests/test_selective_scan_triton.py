@@ -201,7 +201,7 @@ def test_without_triton_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 
 def test_what_the_path_does_not_compute_is_refused():
     *inputs, h = draw(Cut(1, 1, 5, 12))
-    with pytest.raises(ValueError, match="a power of two up to 32, not 12"):
+    with pytest.raises(UnsupportedError, match="a power of two up to 32, not 12"):
         SelectiveScan("triton")(Inputs(*inputs), h)
     *inputs, h = (tensor.double() for tensor in draw(CUTS[0]))
     with pytest.raises(UnsupportedError, match=r"not in torch\.float64"):

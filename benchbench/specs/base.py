@@ -75,6 +75,10 @@ class ModelSpec(Value, frozen=True):
         """The longest sequence the architecture accepts; None where nothing bounds it."""
         return None
 
+    def refuses(self, path: str) -> str | None:
+        """Why one of its paths cannot run at these sizes, or None."""
+        return None
+
     @property
     def warning(self) -> str | None:
         """What every reader of this model's numbers must know, or None."""

@@ -35,6 +35,11 @@ class ResNetBKSpec(ModelSpec, frozen=True):
     def cuda_path(self) -> str:
         return "triton" if self.form != "bk-compat" else "chunked"
 
+    def refuses(self, path: str) -> str | None:
+        if path != "triton" or self.form != "bk-compat":
+            return None
+        return f"{self.name} has no path 'triton': the unscaled recursion of bk-compat runs position by position"
+
     @property
     def causal(self) -> bool:
         return self.form == "bk-causal"
