@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchbench import cost_tables, counters, table
 from benchbench.case import Case, completed
+from benchbench.errors import BenchError
 from benchbench.reading import read
 from benchbench.record import Memory
 from benchbench.specs import ModelSpec, preset
@@ -30,7 +31,7 @@ class Flops(NamedTuple):
 
 
 class Held(Memory, frozen=True):
-    """Bytes of each category at its own largest, and at the fullest moment, in the allocator's blocks."""
+    """Bytes of each category at the fullest moment, and those of all, in the allocator's blocks."""
 
     peak: int
     peak_requested: int
@@ -86,6 +87,8 @@ def count(model: str | ModelSpec, task: str = "prefill", **sizes: Any) -> Cost:
         BenchError: A name does not exist, a value is of the wrong type or range, or the model cannot do this.
     """
     spec = preset(model) if isinstance(model, str) else model
+    if not isinstance(spec, ModelSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BenchError(f"{model!r} is no model.", "Give a preset's name, as in count('mamba-130m'), or a spec.")
     case = read(Case, completed(spec, {**sizes, "task": task}), spec.name)
     cost = counters.count(case)
     return Cost(cost.case, cost.step, cost.device)
@@ -95,6 +98,7 @@ def check(module: "nn.Module", *inputs: Any, backward: bool = False, **named: An
     """Runs `module(*inputs, **named)`, and with `backward` its backward, under torch's FLOP counter.
 
     FLOPs by module path and phase, and the operators that the counter has no formula for. `inputs` may be one tuple.
+    The module is left as it was: its gradients and buffers, and the state of the random numbers.
     """
     from benchbench.counters.module_check import check_module
 

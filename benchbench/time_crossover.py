@@ -8,6 +8,7 @@ from benchbench.counters import count
 from benchbench.counters.time import Time, predict
 from benchbench.devices import Device
 from benchbench.errors import BenchError
+from benchbench.scaling import first_place
 
 SHORTEST = 16
 
@@ -28,29 +29,22 @@ def stretches(cases: tuple[Case, Case], device: Device, most: int) -> tuple[Stre
     are not seen.
 
     Raises:
-        BenchError: Of a case no more than a bound is known.
+        BenchError: Of a case no more than a bound is known, or `most` is too short.
     """
+    if most < SHORTEST:
+        raise BenchError(f"times are compared from {SHORTEST} tokens on, not up to {most}.", "Give a larger --max.")
     lengths = [SHORTEST]
-    while lengths[-1] * 2 <= most:
-        lengths.append(lengths[-1] * 2)
+    while lengths[-1] < most:
+        lengths.append(min(2 * lengths[-1], most))
     begins = [lengths[0]]
     for low, high in pairwise(lengths):
         if _faster(cases, device, low) != _faster(cases, device, high):
-            begins.append(_turn(cases, device, low, high))
+            begins.append(first_place(lambda n: _faster(cases, device, n), low, high))
     ends = [*(begin - 1 for begin in begins[1:]), lengths[-1]]
     return tuple(
         Stretch(low, high, _faster(cases, device, low), _seconds(cases, device, low))
         for low, high in zip(begins, ends, strict=True)
     )
-
-
-def _turn(cases: tuple[Case, Case], device: Device, low: int, high: int) -> int:
-    """The first length after which the order is that of `high`."""
-    after = _faster(cases, device, high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _faster(cases, device, middle) == after else (middle, high)
-    return high
 
 
 def _faster(cases: tuple[Case, Case], device: Device, n: int) -> int:

@@ -179,3 +179,20 @@ def test_rich_prints_a_check():
     shown = console.export_text()
     assert "layers.*" in shown
     assert "No formula, counted as 0: aten.relu.default (3)" in shown
+
+
+def test_what_is_no_model_is_said():
+    with pytest.raises(BenchError, match="5 is no model"):
+        count(5)
+
+
+def test_a_module_is_left_as_it_was():
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    assert check(module, torch.ones(3, 4), backward=True).backward > 0
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in module.parameters())
+    assert torch.equal(torch.get_rng_state(), random)

@@ -10,7 +10,7 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands import check_hardware, check_memory
-from benchbench.commands.options import FORMATS, echo_tables, runs_for_real, specs_of
+from benchbench.commands.options import FORMATS, LENGTH, echo_tables, refuse_beside, runs_for_real, sized, specs_of
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import ModelSpec
@@ -51,8 +51,8 @@ class Outcome:
 @click.command(help=HELP)
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Only this model (repeatable). Default: all.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only this task (repeatable).")
-@click.option("--seq-len", type=int, help="Default: 48 with numbers, 1024 as shapes, 2048 on a GPU.")
-@click.option("--batch", type=int, default=2, show_default=True)
+@click.option("--seq-len", type=LENGTH, help="Default: 48 with numbers, 1024 as shapes, 2048 on a GPU.")
+@click.option("--batch", type=LENGTH, default=2, show_default=True)
 @click.option("--suite", help="Check every case of this suite, as shapes, instead.")
 @click.option(
     "--witness",
@@ -85,11 +85,13 @@ def command(
     ops: bool,
     output: str,
 ) -> None:
-    if suite and changes:
-        raise BenchError(f"--set {changes[0]}: the suite says what its models are.", "It goes without --suite.")
+    if suite:
+        refuse_beside("--suite", "changes", "seq_len", "batch", "device")
+    if memory:
+        refuse_beside("--memory", "witnesses", "device")
     specs = [] if suite else specs_of(names, changes)
     if memory:
-        planned_cases = [case for case, _ in suite_cases(suite, names, tasks)] if suite else ()
+        planned_cases = [case for case, _ in suite_cases(suite, names, tasks)] if suite else None
         check_memory.command(specs, tasks, seq_len, batch, ops, output, planned_cases)
         return
     narrowed = bool(suite or device or ops)
@@ -103,19 +105,19 @@ def command(
     outcomes = traced(suite_cases(suite, names, tasks) if suite else own, tracers) if tracers else []
     kernels = check_hardware.outcomes(specs, tasks, seq_len, batch) if HARDWARE in asked else iter(())
     if output == "json":
-        read = list(kernels)
-        click.echo(json.dumps([*map(as_json, outcomes), *map(check_hardware.as_json, read)], indent=2))
+        seen = list(kernels)
+        click.echo(json.dumps([*map(as_json, outcomes), *map(check_hardware.as_json, seen)], indent=2))
     else:
         tables = [ops_table(one.check) for one in outcomes if one.check] if ops else cases_tables(outcomes)
         absent = [f"{HARDWARE}: absent: {lacking}."] if lacking else []
         if output == "csv":  # one sheet
-            read = list(kernels)
-            echo_tables([*tables, *(check_hardware.table(one) for one in read if one.lines)], output)
+            seen = list(kernels)
+            echo_tables([*tables, *(check_hardware.table(one) for one in seen if one.lines)], output)
         else:
             echo_tables(tables, output, summary(outcomes))
-            read = list(told(kernels, output))
-            echo_tables([], output, [*check_hardware.notes(read), *absent])
-    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *read)):
+            seen = list(told(kernels, output))
+            echo_tables([], output, [*check_hardware.notes(seen), *absent])
+    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *seen)):
         raise SystemExit(1)
 
 
@@ -131,7 +133,7 @@ def traced(planned: Iterable[tuple[Case, str]], witnesses: Sequence[str]) -> lis
     """Each case, where it is traced, under each witness."""
     found = [outcome(case, on, cast("Witness", one)) for case, on in planned for one in witnesses]
     if not found:
-        raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
+        raise check_memory.NOTHING_LEFT
     return found
 
 
@@ -153,7 +155,7 @@ def model_cases(
     length = seq_len or min(48 if on == "cpu" else 1024, (spec.longest or 1025) - 1)
     for path in spec.paths if on == "cpu" else spec.paths[:1]:
         for task in tasks:
-            yield Case.of(spec, task=task, seq_len=length, batch=batch, path=path), on
+            yield sized(spec, task=task, seq_len=length, batch=batch, path=path), on
 
 
 def outcome(case: Case, device: str, witness: Witness) -> Outcome:

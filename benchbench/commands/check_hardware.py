@@ -9,6 +9,7 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands import doctor
+from benchbench.commands.options import sized
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
@@ -61,7 +62,7 @@ def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int, batch: int) -> It
     few = spec.replace(n_layers=min(spec.n_layers, LAYERS))
     length = min(seq_len, (spec.longest or seq_len + 1) - 1)
     for task in tasks:
-        case = Case.of(few, task=task, seq_len=length, batch=batch, dtype="bfloat16", path=spec.cuda_path)
+        case = sized(few, task=task, seq_len=length, batch=batch, dtype="bfloat16", path=spec.cuda_path)
         if not case.unsupported():
             yield case
 

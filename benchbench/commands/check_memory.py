@@ -15,15 +15,17 @@ import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
-from benchbench.commands.options import echo_tables, runs_for_real
+from benchbench.commands.options import echo_tables, runs_for_real, sized
 from benchbench.counters.cost import Kind
-from benchbench.errors import UnsupportedError
+from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.counters.memory import Fullest
     from benchbench.counters.timeline import Alive, Timeline
+
+NOTHING_LEFT = BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
 
 ALLOWED_BYTES = 1024
 """How far two of the three may lie apart: numbers of a few bytes that no tensor of the model holds."""
@@ -82,13 +84,16 @@ def command(
     batch: int,
     ops: bool,
     output: str,
-    planned: Sequence[Case] = (),
+    planned: Sequence[Case] | None = None,
 ) -> None:
     """Checks the cases `planned`, or those of the models; exits with 1 where a difference has no rule."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = list(planned) or [case for spec in specs for case in cases(spec, tasks or TASKS, seq_len, batch, device)]
+    own = (case for spec in specs for case in cases(spec, tasks or TASKS, seq_len, batch, device))
+    chosen = list(own if planned is None else planned)
+    if not chosen:
+        raise NOTHING_LEFT
     found = [outcome(case, device) for case in chosen]
     if output == "json":
         click.echo(json.dumps([as_json(one) for one in found], indent=2))
@@ -106,7 +111,7 @@ def cases(spec: ModelSpec, tasks: Sequence[str], seq_len: int | None, batch: int
     paths = [spec.cuda_path] if device == "cuda" else spec.paths if small else spec.paths[:1]
     for path in paths:
         for task in tasks:
-            case = Case.of(spec, task=task, seq_len=length, batch=batch, path=path)
+            case = sized(spec, task=task, seq_len=length, batch=batch, path=path)
             if case.unsupported():
                 continue
             yield case
@@ -143,8 +148,9 @@ def measured(one: Outcome) -> Outcome:
     from benchbench.tasks import prepare
     from benchbench.tasks.prepared import DTYPES
 
-    case, device = one.case, torch.device(one.device)
+    case, device, threads = one.case, torch.device(one.device), torch.get_num_threads()
     try:
+        torch.set_num_threads(1)  # as counted: each thread has scratch of its own
         model = build_model(
             case.spec, path=case.path, device=device, dtype=DTYPES[case.dtype], checkpoint=case.checkpoint
         )
@@ -160,6 +166,8 @@ def measured(one: Outcome) -> Outcome:
         if not is_out_of_memory(error):
             raise
         return replace(one, reasons=(*one.reasons, "not measured: out of memory"))
+    finally:
+        torch.set_num_threads(threads)
     if one.fake is not None and one.device == "cuda":
         timeline = followed.without(timeline, one.fake)
     visible = followed.visible(timeline).peak() if one.fake is not None or one.device == "cpu" else None

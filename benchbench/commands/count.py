@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from benchbench import cost_tables, units
 from benchbench.case import Case
 from benchbench.commands import closed_forms
-from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables
+from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables, refuse_beside
 from benchbench.counters import Cost, count
 from benchbench.counters.time import counted_on
 from benchbench.devices import Device, device
@@ -35,15 +36,18 @@ def command(
     if symbolic or symbols is not None:
         if suite or ops or on:
             raise BenchError(f"--symbolic goes without {'--suite' if suite else '--ops' if ops else '--device'}.")
-        found, tables, notes = closed_forms.shown(
-            case_of(**sizes), [name.strip() for name in (symbols or "N").split(",")]
-        )
+        names = [name.strip() for name in (symbols or "N").split(",")]
+        context = click.get_current_context()
+        if names == ["N"] and context.get_parameter_source("seq_len") == ParameterSource.DEFAULT:
+            sizes["seq_len"] = 2  # which the model accepts, however few positions it has
+        found, tables, notes = closed_forms.shown(case_of(**sizes), names)
         if output == "json":
             click.echo(json.dumps(found, indent=2))
         else:
             echo_tables(tables, output, notes)
         return
     if suite:
+        refuse_beside("--suite", *sizes)
         from benchbench.suite import load
 
         costs = [count(case, kind) for case in load(suite, kind).cases if not case.unsupported()]
@@ -67,9 +71,7 @@ def suite_table(name: str, costs: list[Cost], where: Device | None) -> Table:
     """One row a case, with its time where a device is named."""
     timed = (Column[tuple[Case, Counted]]("time", "time", "counted", lambda row: row[1].time_s, units.seconds),)
     columns: tuple[Column[tuple[Case, Counted]], ...] = (
-        Column("model", "model", "text", lambda row: row[0].model),
-        Column("task", "task", "text", lambda row: row[0].task),
-        Column("n", "N", "text", lambda row: row[0].seq_len, units.integer),
+        Column("case", "case", "text", lambda row: row[0].id),
         Column("counted_flops", "FLOPs", "counted", lambda row: row[1].flops, units.flops),
         Column("counted_executed_flops", "executed", "counted", lambda row: row[1].executed_flops, units.flops),
         Column("counted_bytes_moved", "bytes moved", "counted", lambda row: row[1].bytes_moved, units.size),

@@ -76,8 +76,8 @@ def in_time(first: str, second: str, on: str | None, most: int, output: str, siz
         raise BenchError("--metric time: on what?", "Pass --device NAME. See: benchbench list devices")
     where = device(on)
     one, other = (case_of(model=name, seq_len=2, path=None, device="cuda", **sizes) for name in (first, second))
-    limits = [one.spec.longest or most, other.spec.longest or most, most, LONGEST_TIME]
-    found = stretches((one, other), where, min(limits))
+    limits = [case.spec.longest - (case.task == "decode") for case in (one, other) if case.spec.longest]
+    found = stretches((one, other), where, min(*limits, most, LONGEST_TIME))
     names = (one.model, other.model)
     if output == "json":
         rows = [{"from": s.low, "to": s.high, "faster": names[s.faster], "time_s": list(s.seconds)} for s in found]
@@ -143,7 +143,9 @@ def stretches_table(found: "Comparison") -> Table:
         Column("first", f"{names[0]} at N from", "counted", lambda turn: turn.first, show),
         Column("second", f"{names[1]} at N from", "counted", lambda turn: turn.second, show),
     )
-    title = f"{what} of {names[0]} and {names[1]}: {_setting(found.first.case)}"
+    paths = " and ".join(f"{case.model} ({case.path})" for case in (found.first.case, found.second.case))
+    where = " on a CPU" if found.metric == "memory" else ""
+    title = f"{what} of {paths}{where}: {_setting(found.first.case)}"
     return build(title, (("metric", found.metric),), columns, turns)
 
 

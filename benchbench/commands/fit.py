@@ -107,9 +107,11 @@ def place(memory: str | None, on: str | None, kept: int, verify: bool) -> Place:
     if verify and on == "cpu":
         raise BenchError("--verify runs on a GPU, not on the CPU.", "Leave --device out, or name a GPU.")
     kind: Kind = "cpu" if on == "cpu" else "cuda"
-    whole = fit.bytes_of(memory) if memory else found.memory_bytes if found else None
+    whole = found.memory_bytes if memory is None and found else fit.bytes_of(memory or "")
     if whole is None:
         raise BenchError(f"the memory of '{on}' is not known.", "Pass --memory, as in --memory 24GiB.")
+    if not whole:
+        raise BenchError(f"--memory {memory}: that is nothing.", "Pass --memory, as in --memory 24GiB.")
     if kept >= whole:
         raise BenchError(f"--reserve leaves nothing of {units.size(whole)}.", "Give a smaller one.")
     name = f"{units.size(whole)} of {found.name if found else 'the CPU' if kind == 'cpu' else 'a GPU'}"
@@ -124,9 +126,8 @@ def asked(sizes: dict[str, Any], kind: Kind, most: str | None, given: bool) -> l
     lengths = [sizes["seq_len"]] if given else LENGTHS
     questions = [fit.Sizes(least_case(sizes, "seq_len", kind), "seq_len", kind)]
     for n in lengths:
-        case = least_case({**sizes, "seq_len": 2}, "batch", kind).model_copy(update={"seq_len": n})
-        if given:
-            case.require_supported()
+        shortest = {**sizes, "seq_len": n if given else 2}
+        case = least_case(shortest, "batch", kind).model_copy(update={"seq_len": n})
         if not case.unsupported():
             questions.append(fit.Sizes(case, "batch", kind))
     return questions
@@ -146,7 +147,7 @@ def held(case: Case, kept: int) -> list[Held]:
     for one in devices().values():
         if one.memory_bytes is None:
             continue
-        memory = one.memory_bytes - kept
+        memory = max(0, one.memory_bytes - kept)
         if memory not in known:
             needed = batches.point(case.batch, memory)
             known[memory] = needed, fit.largest(lengths, memory), fit.largest(batches, memory)

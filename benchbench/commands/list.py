@@ -9,7 +9,7 @@ import click
 
 from benchbench import units
 from benchbench.commands.names import SuiteName
-from benchbench.commands.options import FORMATS, echo_tables
+from benchbench.commands.options import FORMATS, echo_tables, kind_of
 from benchbench.errors import BenchError
 from benchbench.table import Column, build
 
@@ -185,10 +185,11 @@ def cases(names: Sequence[str], device: str) -> list[Row]:
     from benchbench.suite import built_in, load
 
     rows: list[Row] = []
+    kind = kind_of(device)
     for suite in (load(name, device) for name in names or built_in()):
         for case in suite.cases:
             reason = case.unsupported()
-            counted = None if reason else count(case).counted
+            counted = None if reason else count(case, kind).counted
             rows.append(
                 {
                     "suite": suite.name,

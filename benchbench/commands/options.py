@@ -1,9 +1,10 @@
 """Options that several verbs share, and how they print tables."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from benchbench.case import SETTINGS, TASKS, Case, completed
 from benchbench.errors import BenchError
@@ -11,7 +12,13 @@ from benchbench.reading import read
 from benchbench.specs import ModelSpec, preset, presets
 from benchbench.table import Table
 
+if TYPE_CHECKING:
+    from benchbench.counters.cost import Kind
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+LENGTH = click.IntRange(min=1, max=2**40)
+"""Tokens, or sequences."""
 
 FORMATS = click.option(
     "--format", "output", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True
@@ -23,8 +30,8 @@ def SIZES(function: F) -> F:  # noqa: N802 - a decorator, like FORMATS
     options = (
         click.option("--model", metavar="NAME", help="See: benchbench list models"),
         click.option("--task", type=click.Choice(TASKS), default="prefill", show_default=True),
-        click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens read, or already read."),
-        click.option("--batch", type=int, default=1, show_default=True),
+        click.option("--seq-len", type=LENGTH, default=2048, show_default=True, help="Tokens read, or already read."),
+        click.option("--batch", type=LENGTH, default=1, show_default=True),
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
         click.option("--path", help="The implementation; the family's default if left out."),
         click.option("--optimizer", help="sgd, momentum, adam or adamw (the default where a case trains)."),
@@ -51,10 +58,19 @@ def case_of(*, model: str | None, changes: Sequence[str] = (), device: str = "cp
         raise BenchError("no model is named.", "Pass --model NAME. See: benchbench list models")
     pairs = settings(changes)
     own = {key: pairs.pop(key) for key in SETTINGS if key in pairs}
-    spec = preset(model, **pairs)
+    spec = changed(model, pairs)
     case = read(Case, completed(spec, {**sizes, **own}, device), model)
     case.require_supported()
     return case
+
+
+def sized(spec: ModelSpec, **sizes: Any) -> Case:
+    """A case of a model, at sizes that may be wrong.
+
+    Raises:
+        BenchError: A value is of the wrong type or range, or does not go with another.
+    """
+    return read(Case, completed(spec, sizes), spec.name)
 
 
 def settings(changes: Sequence[str]) -> dict[str, str]:
@@ -68,6 +84,40 @@ def settings(changes: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def changed(name: str, pairs: dict[str, str]) -> ModelSpec:
+    """The preset with its sizes changed."""
+    if fixed := next((key for key in ("name", "family") if key in pairs), None):
+        raise BenchError(f"--set {fixed}={pairs[fixed]}: a model keeps its {fixed}.", "Pass --model NAME.")
+    return preset(name, **pairs)
+
+
+def refuse_beside(what: str, *names: str) -> None:
+    """Raises BenchError if one of these options was given: beside `what` it would be ignored."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise BenchError(f"--{OPTION_OF.get(name, name.replace('_', '-'))} goes without {what}.")
+
+
+OPTION_OF = {"changes": "set", "names": "model", "tasks": "task", "witnesses": "witness"}
+"""Options whose parameters have other names."""
+
+
+def kind_of(device: str) -> "Kind | None":
+    """Whose kernels and allocator a case on `device` has: a GPU's, or its path's own.
+
+    Raises:
+        BenchError: It is neither 'cpu' nor a 'cuda' device.
+    """
+    if device == "cpu":
+        return None
+    if device.partition(":")[0] == "cuda":
+        return "cuda"
+    raise BenchError(
+        f"no device '{device}' to run on.", "It is cpu or cuda. For its time: benchbench count --device NAME"
+    )
+
+
 def specs_of(names: Sequence[str], changes: Sequence[str]) -> list[ModelSpec]:
     """The models called `names`, with the changes of `--set`; all of them where none is named.
 
@@ -76,7 +126,7 @@ def specs_of(names: Sequence[str], changes: Sequence[str]) -> list[ModelSpec]:
     """
     if changes and not names:
         raise BenchError(f"--set {changes[0]}: no model is named.", "Pass --model NAME. See: benchbench list models")
-    return [preset(name, **settings(changes)) for name in names] or list(presets().values())
+    return [changed(name, settings(changes)) for name in names] or list(presets().values())
 
 
 def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ()) -> None:

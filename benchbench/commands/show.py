@@ -10,7 +10,7 @@ import click
 
 from benchbench.case import Case, completed
 from benchbench.commands.names import SuiteName
-from benchbench.commands.options import FORMATS, echo_tables, runs_for_real
+from benchbench.commands.options import FORMATS, echo_tables, kind_of, runs_for_real
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, unknown
 from benchbench.reading import read
@@ -18,6 +18,7 @@ from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.commands.check import Outcome
+    from benchbench.counters.cost import Kind
 
 Leaf = tuple[str, str | int | float | None]
 
@@ -75,12 +76,12 @@ def command(
             from benchbench import timeline_plot
             from benchbench.counters import count
 
-            timeline_plot.draw(count(case, "cuda" if device.startswith("cuda") else None), timeline)
+            timeline_plot.draw(count(case, kind_of(device)), timeline)
         witnessed = [] if case.unsupported() else outcomes(case, WITNESSES if every else chosen)
         if output == "json":
-            found, shown, notes = case_json(case, witnessed, formulas=formulas), [], []
+            found, shown, notes = case_json(case, kind_of(device), witnessed, formulas=formulas), [], []
         else:
-            found, (shown, notes) = {}, case_tables(case, witnessed, formulas=formulas)
+            found, (shown, notes) = {}, case_tables(case, kind_of(device), witnessed, formulas=formulas)
     if output == "json":
         click.echo(json.dumps(found, indent=2))
     else:
@@ -134,7 +135,7 @@ def outcomes(case: Case, witnesses: Sequence[Witness]) -> "list[Outcome]":
     return [outcome(case, on, witness) for witness in witnesses]
 
 
-def case_json(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -> dict[str, Any]:
+def case_json(case: Case, kind: "Kind | None", witnessed: "Sequence[Outcome]", *, formulas: bool) -> dict[str, Any]:
     """What the case is, what it costs, op by op, and what the witnesses say."""
     from benchbench import cost_tables
     from benchbench.counters import count
@@ -144,15 +145,17 @@ def case_json(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -> 
         return {**found, "counted": None}
     from benchbench.commands.check import as_json
 
-    found |= cost_tables.as_json(count(case), ops=True)
+    found |= cost_tables.as_json(count(case, kind), ops=True)
     if formulas:
         from benchbench import formula_tables
 
-        found |= formula_tables.as_json(count(case))
+        found |= formula_tables.as_json(count(case, kind))
     return {**found, "witnesses": [as_json(one) for one in witnessed]}
 
 
-def case_tables(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -> tuple[list[Table], list[str]]:
+def case_tables(
+    case: Case, kind: "Kind | None", witnessed: "Sequence[Outcome]", *, formulas: bool
+) -> tuple[list[Table], list[str]]:
     """The same as tables, with the notes below them."""
     from benchbench import cost_tables
     from benchbench.counters import count
@@ -162,7 +165,7 @@ def case_tables(case: Case, witnessed: "Sequence[Outcome]", *, formulas: bool) -
         return [facts], []
     from benchbench.commands.check import ops_table
 
-    cost, notes = count(case), [case.spec.warning] if case.spec.warning else []
+    cost, notes = count(case, kind), [case.spec.warning] if case.spec.warning else []
     operations = cost_tables.ops_table(cost)
     if formulas:
         from benchbench import formula_tables
