@@ -56,7 +56,7 @@ $(BENCH): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 $(GPU): $(BENCH)
 	$(BIN)/python -m pip install --quiet ninja packaging setuptools wheel einops transformers nvidia-ml-py
 	CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE \
-		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --no-deps causal-conv1d mamba-ssm
+		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall causal-conv1d mamba-ssm
 	@touch $@
 
 # Includes what bench needs, so that bench does not install again after it.

@@ -11,24 +11,25 @@ PACKAGES = ("benchbench.models", "benchbench.tasks")
 """Where the code lives whose change makes a measurement another one."""
 
 
-def fingerprint(family: str, task: str) -> str:
-    """A digest of the family's module, the task's, and the modules of `PACKAGES` that they import."""
+def fingerprint(family: str, task: str, path: str) -> str:
+    """A digest of the modules that build and run such a case, and of those of `PACKAGES` that they import."""
     digest = sha256()
-    for path in sources(family, task):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for file in sources(family, task, path):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def sources(family: str, task: str) -> list[Path]:
-    """The files, sorted by module name."""
+def sources(family: str, task: str, path: str) -> list[Path]:
+    """The files, sorted by module name: the family's, the task's, what builds them, and the graph's where it is one."""
     found: dict[str, Path] = {}
     waiting = ["benchbench.models.base", f"benchbench.models.{family.replace('-', '_')}", f"benchbench.tasks.{task}"]
+    waiting += ["benchbench.tasks.graph"] if path == "graph" else []
     while waiting:
         name = waiting.pop()
-        path = _file(name)
-        if name not in found and path is not None:
-            found[name] = path
-            waiting.extend(_imported(path.read_text("utf-8")))
+        file = _file(name)
+        if name not in found and file is not None:
+            found[name] = file
+            waiting.extend(_imported(file.read_text("utf-8")))
     return [found[name] for name in sorted(found)]
 
 
@@ -50,7 +51,9 @@ def _imported(source: str) -> Iterator[str]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module directly inside one of `PACKAGES`, or None."""
+    """The file of one of `PACKAGES`, or of a module directly inside one, or None."""
+    if module in PACKAGES:
+        return _folder(module) / "__init__.py"
     package, _, name = module.rpartition(".")
     path = _folder(package) / f"{name}.py" if package in PACKAGES else None
     return path if path is not None and path.is_file() else None

@@ -56,13 +56,13 @@ def jobs_of(suites: Sequence[Suite], env: Environment) -> list[Job]:
     """Every case with its key on this machine and its cost."""
     machine = machine_id(env)
     device: Kind = "cuda" if env.get("device") == "cuda" else "cpu"
-    kinds = {(case.family, case.task) for suite in suites for case in suite.cases}
+    kinds = {(case.family, case.task, case.path) for suite in suites for case in suite.cases}
     source = {kind: fingerprint(*kind) for kind in kinds}
     return [
         Job(
             suite,
             case,
-            key(case, suite.protocol, suite, machine, source[case.family, case.task]),
+            key(case, suite.protocol, suite, machine, source[case.family, case.task, case.path]),
             None if case.unsupported() else count(case, device),
         )
         for suite in suites

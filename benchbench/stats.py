@@ -6,6 +6,8 @@ from statistics import median, quantiles
 
 from benchbench.value import Value
 
+CONFIDENCE = 0.95
+
 
 class Summary(Value, frozen=True):
     """What `n` samples say; `low95` and `high95` enclose the true median with 95 % confidence (absent below six)."""
@@ -34,7 +36,7 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(n=len(ordered), median=median(ordered), q1=q1, q3=q3, low95=low, high95=high)
 
 
-def interval_rank(n: int, confidence: float = 0.95) -> int:
+def interval_rank(n: int) -> int:
     """The largest r such that the r-th smallest and r-th largest of n samples enclose the median; 0 if none does.
 
     The number of samples below the median is Binomial(n, 1/2), so the interval misses it with probability
@@ -44,7 +46,7 @@ def interval_rank(n: int, confidence: float = 0.95) -> int:
     rank = 0
     while rank < n // 2:
         missed += 2 * comb(n, rank) / 2**n
-        if missed > 1 - confidence:
+        if missed > 1 - CONFIDENCE:
             break
         rank += 1
     return rank

@@ -222,24 +222,32 @@ def test_the_commit_alone_does_not_change_the_machine():
 
 
 def test_sources_of_a_family_are_its_module_what_it_imports_and_its_task():
-    names = {path.name for path in sources("mamba", "prefill")}
+    names = {path.name for path in sources("mamba", "prefill", "chunked")}
     assert {"base.py", "mamba.py", "selective_scan.py", "prefill.py"} <= names
     assert not names & {"transformer.py", "resnet_bk.py", "resolvent.py", "train.py", "decode.py"}
 
 
+def test_what_builds_and_captures_is_among_the_sources():
+    plain, graph = (
+        {path.parent.name + "/" + path.name for path in sources("mamba", "decode", one)} for one in ("fused", "graph")
+    )
+    assert "models/__init__.py" in plain
+    assert graph - plain == {"tasks/graph.py"}
+
+
 @pytest.mark.parametrize("family", ["mamba", "resnet-bk"])
 def test_the_sources_of_a_family_have_every_kernel_that_they_launch(family: str):
-    found = sources(family, "prefill")
+    found = sources(family, "prefill", "triton")
     launched = {f"{name}.py" for path in found for name in re.findall(r'"(\w+_kernels\w*)"', path.read_text("utf-8"))}
     assert launched
     assert launched <= {path.name for path in found}
 
 
 def test_editing_one_model_makes_its_own_measurements_old_and_no_others(monkeypatch):
-    before = {family: fingerprint(family, "prefill") for family in ("mamba", "transformer", "resnet-bk")}
+    before = {family: fingerprint(family, "prefill", "chunked") for family in ("mamba", "transformer", "resnet-bk")}
     real = Path.read_bytes
     monkeypatch.setattr(
         Path, "read_bytes", lambda path: real(path) + (b"#" if path.name == "selective_scan.py" else b"")
     )
-    after = {family: fingerprint(family, "prefill") for family in before}
+    after = {family: fingerprint(family, "prefill", "chunked") for family in before}
     assert {family for family in before if before[family] != after[family]} == {"mamba"}
