@@ -60,7 +60,8 @@ def _seconds(cases: tuple[Case, Case], device: Device, n: int) -> tuple[float, f
 def _time(case: Case, device: Device) -> Time:
     found = predict(count(case, "cuda"), device)
     if found is None or found.bound:
-        why = found.basis if found else f"nothing is known of {device.name}'s speed"
-        message = f"no time of {case.model} can be predicted: {why}."
-        raise BenchError(message, "Measure the device: benchbench calibrate")
+        why = f"what is known is a bound ({found.basis})" if found else f"nothing is known of {device.name}'s speed"
+        raise BenchError(
+            f"no time of {case.model} can be predicted: {why}.", "Measure the device: benchbench calibrate"
+        )
     return found

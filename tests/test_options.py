@@ -68,3 +68,8 @@ def test_closed_forms_of_a_model_with_few_positions(capsys: pytest.CaptureFixtur
 def test_devices_that_hold_nothing_beside_the_reserve(capsys: pytest.CaptureFixture[str]) -> None:
     main(("fit", "--model", "mamba-tiny", "--reserve", "100GiB"))
     assert "-" not in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("t4 ")).split()[1]
+
+
+def test_a_check_that_sees_nothing_does_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("check", "--model", "gpt2", "--task", "prefill", "--seq-len", "5000", "--witness", "torch")) == 2
+    assert "nothing was checked" in capsys.readouterr().err

@@ -117,7 +117,10 @@ def command(
             echo_tables(tables, output, summary(outcomes))
             seen = list(told(kernels, output))
             echo_tables([], output, [*check_hardware.notes(seen), *absent])
-    if any(one.verdict in ("DIFFERS", "FAILED") for one in (*outcomes, *seen)):
+    verdicts = {one.verdict for one in (*outcomes, *seen)}
+    if verdicts == {"absent"}:
+        raise BenchError("nothing was checked: no witness could see a case.", "Each says why above.")
+    if verdicts & {"DIFFERS", "FAILED"}:
         raise SystemExit(1)
 
 
