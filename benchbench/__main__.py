@@ -1,9 +1,11 @@
 """The command line: `benchbench VERB ...`. Each verb is a file in commands/, imported when it runs."""
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +31,8 @@ SUMMARIES = {
 """What `-h` says of each verb, without importing any; a test holds them to the verbs' own help."""
 
 INTERRUPTED, BROKEN_PIPE, DEFECT = 130, 141, 70
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says of writing to no file that it names."""
 
 
 class Verbs(click.Group):
@@ -55,9 +59,11 @@ class Verbs(click.Group):
         try:
             code = super().invoke(ctx)
             sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read our output has gone; the interpreter's own flush at exit must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (BrokenPipeError, SystemExit) as end:
+            # Whoever read our output has gone. rich makes an exit with 1 of that, which would say that a gate failed.
+            if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            _drop_output()
             raise click.exceptions.Exit(BROKEN_PIPE) from None
         return code
 
@@ -96,12 +102,36 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), "", 2)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted.", "", INTERRUPTED)
+    except OSError as error:
+        return _refused(error, words)
     except Exception as error:  # a defect of ours, told without a traceback unless -v asks for it
-        if _verbose(words):
-            traceback.print_exc()
-        hint = "" if _verbose(words) else "For the traceback: benchbench -v ..."
-        return _fail(f"a defect in benchbench: {type(error).__name__}: {error}", hint, DEFECT)
+        return _defect(error, words)
     return code if isinstance(code, int) else 0
+
+
+def _refused(error: OSError, words: Sequence[str]) -> int:
+    """The system did not let a file be used, or our output be written; what else it refuses is a defect of ours."""
+    if error.filename is None and error.errno not in NO_ROOM:
+        return _defect(error, words)
+    if _verbose(words):
+        traceback.print_exc()
+    if error.filename is not None:
+        return _fail(f"cannot use '{error.filename}': {error.strerror}.", "", 2)
+    _drop_output()
+    return _fail(f"cannot write: {error.strerror}.", "Make room, or write elsewhere.", 2)
+
+
+def _defect(error: Exception, words: Sequence[str]) -> int:
+    if _verbose(words):
+        traceback.print_exc()
+    hint = "" if _verbose(words) else "For the traceback: benchbench -v ..."
+    return _fail(f"a defect in benchbench: {type(error).__name__}: {error}", hint, DEFECT)
+
+
+def _drop_output() -> None:
+    """Lets what is left of our output go nowhere: the interpreter's own flush at exit must not complain."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _see(ctx: click.Context | None) -> str:

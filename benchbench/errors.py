@@ -22,6 +22,11 @@ class UnsupportedError(BenchError):
     """The case is well formed, but this model, path or machine cannot do it: an answer, not a failure."""
 
 
+def unwritable(path: object, error: OSError, hint: str = "") -> BenchError:
+    """The error for a file or folder that the system does not let be written."""
+    return BenchError(f"cannot write to '{path}': {error.strerror or error}.", hint)
+
+
 def unknown(what: str, given: str, known: Iterable[str], hint: str = "") -> BenchError:
     """The error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)

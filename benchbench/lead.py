@@ -1,7 +1,7 @@
 """The three lines before every table: where it was measured, how, and with which command."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchbench import units
@@ -89,5 +89,8 @@ def _protocol(p: Protocol) -> str:
     )
 
 
-def command_line(suite: str, version: int, env: Environment) -> str:
-    return f"Reproduce: `benchbench run --suite {suite} --device {env['device']}` (version {version} of the suite)"
+def command_line(suite: str, version: int, commands: Sequence[str]) -> str:
+    """The commands that measure the same again; without any, the suite alone: it may have other cases."""
+    if not commands:
+        return f"Suite: {suite} (version {version}); which command measured these cases of it is not known"
+    return f"Reproduce: {', then '.join(f'`{one}`' for one in commands)} (version {version} of the suite)"

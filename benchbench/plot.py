@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from benchbench.axis import Axis
 from benchbench.columns import Group, grouped
 from benchbench.errors import BenchError
+from benchbench.files import whole
 from benchbench.record import Record
 from benchbench.scaling import METRICS, Point, series
 
@@ -71,7 +72,7 @@ def draw(records: Sequence[Record], stem: Path) -> list[Path]:
     """`<stem>.svg` and `<stem>.png` of one suite's records on one machine; the same records give the same bytes.
 
     Raises:
-        BenchError: matplotlib is not installed.
+        BenchError: matplotlib is not installed, or a file cannot be written.
     """
     try:
         import matplotlib as mpl
@@ -80,8 +81,10 @@ def draw(records: Sequence[Record], stem: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         drawn = figure(records)
         files = [stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")]
-        drawn.savefig(files[0], metadata={"Date": None, "Creator": None})
-        drawn.savefig(files[1], dpi=150, metadata={"Software": None})
+        with whole(files[0]) as draft:
+            drawn.savefig(draft, format="svg", metadata={"Date": None, "Creator": None})
+        with whole(files[1]) as draft:
+            drawn.savefig(draft, format="png", dpi=150, metadata={"Software": None})
     return files
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchbench.errors import BenchError
+from benchbench.files import write_whole
 from benchbench.lead import Environment, commits, device_name, dirty
 from benchbench.record import Record
 from benchbench.report import Results, load, machines, write
@@ -27,7 +28,6 @@ def publish(results: Results, out: Path, *, allow_dirty: bool = False, plot: boo
     written: list[Path] = []
     for (suite, device), part in results.parts().items():
         stem = out / suite / device
-        stem.parent.mkdir(parents=True, exist_ok=True)
         written += write(stem, part)
         if plot:
             from benchbench.plot import draw
@@ -36,7 +36,7 @@ def publish(results: Results, out: Path, *, allow_dirty: bool = False, plot: boo
                 written += draw(machine.records, stem.with_name(f"{device}-{number}") if number > 1 else stem)
     readme = out / "README.md"
     if readme.exists():
-        readme.write_text(with_index(readme.read_text("utf-8"), out), "utf-8")
+        write_whole(readme, with_index(readme.read_text("utf-8"), out))
         written.append(readme)
     return written
 

@@ -4,6 +4,7 @@ The same records always give the same bytes: nothing here looks at a clock, a ma
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,13 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 from benchbench.case import Case
 from benchbench.columns import case_table, grouped, model_table, ordered
 from benchbench.errors import BenchError
+from benchbench.files import write_whole
 from benchbench.findings import findings, sizes, warnings
 from benchbench.lead import Environment, command_line, device_name, environment_line, protocol_line, slug
-from benchbench.reading import read
-from benchbench.record import SCHEMA, Counted, Record
+from benchbench.record import Counted, Record
 from benchbench.scaling import Finding
-from benchbench.store import machine_id, read_run
-from benchbench.table import Table, csv, latex, markdown, terminal
+from benchbench.store import INFO, RECORDS, RunInfo, machine_id, read_record, read_run
+from benchbench.suite import built_in
+from benchbench.suite import load as load_suite
+from benchbench.table import FORMAT_HINT, Table, csv, latex, markdown, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """Records of any suites and machines, with the environments that they name."""
+    """Records of any suites and machines, with the environments that they name.
+
+    Beside what the worker said, an environment may hold the `commands` that measured there.
+    """
 
     environments: dict[str, Environment]
     records: tuple[Record, ...]
@@ -63,7 +69,7 @@ def load(path: Path) -> Results:
     """
     if path.suffix != ".json":
         run = read_run(path)
-        return Results(run.info.environments, run.records)
+        return _sound(_environments(run.info), run.records, str(path / INFO), str(path / RECORDS))
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -72,15 +78,32 @@ def load(path: Path) -> Results:
         raise BenchError(f"{path}: not JSON: {error}.") from None
     if not isinstance(data, dict) or data.keys() != {"environments", "records"}:
         raise BenchError(f"'{path}' is not a file of results.", "It must hold environments and records, and no more.")
-    environments, lines = cast(
-        "tuple[dict[str, Environment], list[dict[str, Any]]]", (data["environments"], data["records"])
-    )
-    for number, line in enumerate(lines):
-        if line.get("schema", SCHEMA) > SCHEMA:
-            raise BenchError(
-                f"{path}: record {number} was written by a newer benchbench.", "Upgrade benchbench to read it."
-            )
-    records = tuple(read(Record, line, f"{path}: record {number}") for number, line in enumerate(lines))
+    held = cast("dict[str, Any]", data)
+    for name, kind, what in (("environments", dict, "an object"), ("records", list, "a list")):
+        if not isinstance(held[name], kind):
+            raise BenchError(f"{path}: {name}: expected {what}.")
+    records = tuple(read_record(line, f"{path}: record {number}") for number, line in enumerate(held["records"]))
+    return _sound(held["environments"], records, str(path), str(path))
+
+
+def _environments(info: RunInfo) -> dict[str, Environment]:
+    commands = {"commands": list(info.commands)} if info.commands else {}
+    return {name: env | commands for name, env in info.environments.items()}
+
+
+def _sound(environments: dict[str, Any], records: tuple[Record, ...], described: str, recorded: str) -> Results:
+    """Results whose records name environments that say what every page says of them."""
+    for name in dict.fromkeys(record.env for record in records):
+        if name not in environments:
+            raise BenchError(f"{recorded}: a record names the environment '{name}', which {described} does not hold.")
+        try:
+            slug(environments[name])
+            environment_line([environments[name]])
+            command_line("", 0, environments[name].get("commands", ()))
+        except KeyError as error:
+            raise BenchError(f"{described}: environment '{name}' has no {error}.") from None
+        except (AttributeError, TypeError, ValueError):
+            raise BenchError(f"{described}: environment '{name}' is not as a worker describes one.") from None
     return Results(environments, records)
 
 
@@ -100,7 +123,8 @@ def blocks(results: Results) -> Iterator[Block]:
         first = machine.records[0]
         environments = [machine.environments[name] for name in machine.environments]
         heading = f"{first.suite} · {device_name(environments[0])}"
-        lead = lead_lines(machine.records, environments)
+        commands = commands_of(machine)
+        lead = lead_lines(machine.records, environments, commands)
         told = (*filter(None, [sizes(machine.records)]), *warnings(machine.records))
         yield Block(1, heading, lead, model_table(machine.records), told)
         for group, records in grouped(machine.records).items():
@@ -109,7 +133,7 @@ def blocks(results: Results) -> Iterator[Block]:
             yield Block(
                 2,
                 group.title,
-                lead_lines(records, environments),
+                lead_lines(records, environments, commands),
                 case_table(group, records, environments=machine.environments),
                 said,
             )
@@ -123,11 +147,30 @@ def machines(results: Results) -> list[Results]:
     return [results.only(records) for records in kept.values()]
 
 
-def lead_lines(records: Sequence[Record], environments: Sequence[Environment]) -> tuple[str, ...]:
+def commands_of(results: Results) -> tuple[str, ...]:
+    """What measures these records of one suite on one machine again.
+
+    As it was kept with them; where it was not, the plain command if they are the suite's cases, all and no other.
+    """
+    environments = list(results.environments.values())
+    if all(env.get("commands") for env in environments):
+        return tuple(dict.fromkeys(command for env in environments for command in env["commands"]))
+    name, device = results.records[0].suite, environments[0]["device"]
+    if name not in built_in():
+        return ()
+    suite = load_suite(name, device)
+    shown, protocols = {r.case for r in results.records}, {r.protocol for r in results.records}
+    whole = shown == set(suite.cases) and protocols == {suite.protocol}
+    return (f"benchbench run --suite {name} --device {device}",) if whole else ()
+
+
+def lead_lines(
+    records: Sequence[Record], environments: Sequence[Environment], commands: Sequence[str]
+) -> tuple[str, ...]:
     return (
         environment_line(environments),
         protocol_line(record.protocol for record in records),
-        command_line(records[0].suite, records[-1].suite_version, environments[0]),
+        command_line(records[0].suite, records[-1].suite_version, commands),
     )
 
 
@@ -168,8 +211,11 @@ def as_latex(results: Results) -> str:
     return "\n".join(map(latex, case_tables(results)))
 
 
-def render(results: Results, console: "Console") -> None:
-    """The document on a terminal, as wide as it is; what precedes every table alike is said once."""
+def render(results: Results, console: "Console", hint: str = FORMAT_HINT) -> None:
+    """The document on a terminal, as wide as it is; what precedes every table alike is said once.
+
+    `hint` says how to see the columns that it is too narrow for.
+    """
     from rich.text import Text
 
     told: tuple[str, ...] = ()
@@ -179,7 +225,7 @@ def render(results: Results, console: "Console") -> None:
             for line in block.lead if block.lead != told else ():
                 console.print(Text(line, style="dim"))
             told = block.lead
-            for piece in terminal(block.table, console):
+            for piece in terminal(block.table, console, hint):
                 console.print(Text(piece, style="dim") if isinstance(piece, str) else piece)
             for found in (one for one in block.findings if not one.detail):
                 console.print(Text(found.text, style="bold red" if found.alarm else ""))
@@ -201,14 +247,14 @@ def write_run(folder: Path) -> list[Path]:
 
 def print_run(folder: Path, console: "Console") -> None:
     """A run folder's tables and findings on a terminal."""
-    render(load(folder), console)
+    render(load(folder), console, f"Try: {shlex.join(['benchbench', 'report', str(folder), '--format', 'md'])}")
 
 
 def write(stem: Path, results: Results) -> list[Path]:
     """`<stem>.md` and `<stem>.json`."""
     table, data = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
-    table.write_text(as_markdown(results), "utf-8")
-    data.write_text(as_json(results), "utf-8")
+    write_whole(table, as_markdown(results))
+    write_whole(data, as_json(results))
     return [table, data]
 
 

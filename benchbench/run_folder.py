@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from benchbench import __version__
-from benchbench.errors import BenchError
+from benchbench.errors import BenchError, unwritable
+from benchbench.files import require_writable, whole
 from benchbench.record import SCHEMA, Record, latest
 from benchbench.store import (
     INFO,
@@ -29,6 +30,9 @@ from benchbench.store import (
 from benchbench.suite import Suite
 
 LOCK = "lock"
+DRAFT = f"{INFO}.tmp"
+"""What a run leaves that is killed while it writes its description."""
+ELSEWHERE = "Pass --out with a folder that can be written."
 
 
 class RunFolder:
@@ -45,13 +49,14 @@ class RunFolder:
         self._records = -1
         self.notes: list[str] = []
         """What was found wrong and mended: for the user."""
+        require_own(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise _unwritable(folder, error) from None
+            raise unwritable(folder, error, ELSEWHERE) from None
         try:
-            self._hold()
+            _hold(folder, self._lock)
             self.info = self._described(suites, env)
             self._describe(self.info)
             self._records, self.notes = self._open_records()
@@ -84,6 +89,13 @@ class RunFolder:
         self.info = self.info.model_copy(update={"budget_s": largest})
         self._describe(self.info)
 
+    def note(self, command: str) -> None:
+        """Adds a command to those that measured here, unless what was measured before is of commands unknown."""
+        commands = self.info.commands
+        if command and commands is not None and command not in commands:
+            self.info = self.info.model_copy(update={"commands": (*commands, command)})
+            self._describe(self.info)
+
     def append(self, record: Record) -> None:
         """Adds one line in one write and waits until the disk has it.
 
@@ -101,23 +113,12 @@ class RunFolder:
             hint = "The records before it are intact. Make room, then run the same command again."
             raise BenchError(f"cannot write to {self.path / RECORDS}: {error.strerror}.", hint) from None
 
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            hint = "Wait for it, or pass --out with another name (--fresh for a new folder)."
-            raise BenchError(f"another run is writing to {self.path}.", hint) from None
-
     def _described(self, suites: Sequence[Suite], env: Environment) -> RunInfo:
         """The folder's description, with this environment in it."""
         if (self.path / INFO).exists():
             require_same(self.path, suites, machine_id(env))
             info = read_info(self.path)
             return info.model_copy(update={"environments": {**info.environments, self.env: dict(env)}})
-        others = sorted(path.name for path in self.path.iterdir() if path.name != LOCK)
-        if others:
-            message = f"'{self.path}' is no run folder and is not empty: it holds {', '.join(others[:3])}."
-            raise BenchError(message, "Pass --out with the name of a new folder.")
         return RunInfo(
             schema=SCHEMA,
             benchbench=__version__,
@@ -127,20 +128,14 @@ class RunFolder:
             suites={s.name: SuiteInfo(version=s.version, about=s.about, protocol=s.protocol) for s in suites},
             environments={self.env: dict(env)},
             budget_s=0.0,
+            commands=(),
         )
 
     def _describe(self, info: RunInfo) -> None:
         """Puts run.json in place whole or not at all."""
         text = json.dumps(info.model_dump(mode="json", by_alias=True), indent=1)
-        draft = self.path / f"{INFO}.tmp"
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path / INFO)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
+        with whole(self.path / INFO) as draft:
+            draft.write_text(text + "\n", "utf-8")
 
     def _open_records(self) -> tuple[int, list[str]]:
         """The records file, open at its end, without a torn last line; and a note if there was one."""
@@ -149,11 +144,44 @@ class RunFolder:
         try:
             records = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise unwritable(path, error, ELSEWHERE) from None
         if notes:
             os.ftruncate(records, path.read_bytes().rfind(b"\n") + 1)
         return records, notes
 
 
-def _unwritable(folder: Path, error: OSError) -> BenchError:
-    return BenchError(f"cannot write to '{folder}': {error.strerror}.", "Pass --out with a folder that can be written.")
+def require_own(folder: Path) -> None:
+    """Raises `BenchError` if `folder` holds something else than a run; nothing is written."""
+    if not folder.is_dir() or (folder / INFO).exists():
+        return
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, DRAFT))
+    except OSError as error:
+        raise BenchError(f"cannot read '{folder}': {error.strerror}.", ELSEWHERE) from None
+    if others:
+        message = f"'{folder}' is no run folder and is not empty: it holds {', '.join(others[:3])}."
+        raise BenchError(message, "Pass --out with the name of a new folder.")
+
+
+def require_free(folder: Path) -> None:
+    """Raises `BenchError` if another run holds `folder` or nothing can be written there; what is there stays so."""
+    require_writable(folder, ELSEWHERE)
+    if not (folder / LOCK).exists():
+        return
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR)
+    except OSError as error:
+        raise unwritable(folder, error, ELSEWHERE) from None
+    try:
+        _hold(folder, lock)
+    finally:
+        os.close(lock)
+
+
+def _hold(folder: Path, lock: int) -> None:
+    """Locks `folder` until `lock` is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "Wait for it, or pass --out with another name (--fresh for a new folder)."
+        raise BenchError(f"another run is writing to {folder}.", hint) from None

@@ -1,5 +1,6 @@
 """A run: cases planned by the cost model, measured while the budget lasts, and every one of them recorded."""
 
+import shlex
 import signal
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from benchbench.plan import Forecast, Planner, Rates
 from benchbench.progress import View, complaint, duration
 from benchbench.record import Checked, Record, Status, latest
 from benchbench.record import Protocol as Measuring
-from benchbench.run_folder import RunFolder
+from benchbench.run_folder import RunFolder, require_free, require_own
 from benchbench.store import (
     INFO,
     RECORDS,
@@ -78,6 +79,8 @@ class Request:
     retry: bool = False
     command: str = "benchbench run"
     """What to say to continue, without --out."""
+    reproduce: str = ""
+    """What measures the same anew: kept with the records."""
 
     @property
     def limit_s(self) -> float | None:
@@ -104,7 +107,9 @@ def run(request: Request, launcher: Launcher, view: View) -> Ended:
         BenchError: The device or the folder cannot be used.
     """
     check_out(request)
-    path: Path | None = None
+    if request.out is not None:
+        require_free(request.out)
+    path = request.out
     jobs: list[Job] = []
     with terminable():
         try:
@@ -116,16 +121,26 @@ def run(request: Request, launcher: Launcher, view: View) -> Ended:
             return Ended(exit_code(records), path, records)
         except KeyboardInterrupt as stop:
             done = latest(read_records(path / RECORDS)[0]) if path else {}
-            view.say(f"interrupted after {sum(job.key in done for job in jobs)} of {len(jobs)} cases.")
-            view.say(f"Continue with: {request.command}" + (f" --out {path}" if path else ""))
+            cases = sum(len(suite.cases) for suite in request.suites)
+            view.say(f"interrupted after {sum(job.key in done for job in jobs)} of {cases} cases.")
+            view.say(f"Continue with: {continuing(request, path)}")
             return Ended(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, path)
         finally:
             launcher.close()
 
 
+def continuing(request: Request, path: Path | None) -> str:
+    """The command that goes on in the run folder `path`; None if there is none yet."""
+    where = ["--out", str(path)] if path is not None else ["--fresh"] if request.fresh else []
+    return f"{request.command} {shlex.join(where)}".rstrip()
+
+
 def check_out(request: Request) -> None:
-    """Raises `BenchError` if --out is a run of something else, before a worker is started for nothing."""
-    if request.out is None or not (request.out / INFO).exists():
+    """Raises `BenchError` if --out is something else than a run of this, before a worker is started for nothing."""
+    if request.out is None:
+        return
+    require_own(request.out)
+    if not (request.out / INFO).exists():
         return
     if request.fresh:
         raise BenchError(f"--fresh wants a new folder, and {request.out} holds a run.", "Leave out one of the two.")
@@ -185,6 +200,7 @@ def _work(
     view.say(headline(env))
     view.say(f"{len(jobs)} cases{known} · {folder.path}")
     if jobs_left:
+        folder.note(request.reproduce)
         session = Session(
             folder=folder,
             launcher=launcher,

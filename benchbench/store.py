@@ -47,6 +47,8 @@ class RunInfo(Value, frozen=True):
     environments: dict[str, dict[str, Any]]
     budget_s: float | None = None
     """The largest that a command on this folder had; null: nothing bounded it."""
+    commands: tuple[str, ...] | None = None
+    """Those that measured what is here, each once; null in a folder made before they were kept."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ def environment_id(env: Environment) -> str:
 
 
 def machine_id(env: Environment) -> str:
-    """Of hardware and software, but not the commit: keys carry the fingerprint of the files that matter."""
-    return short_hash({name: value for name, value in env.items() if name != "git"}, 8)
+    """Of hardware and software, but not the commit: keys carry the fingerprint of the files that matter.
+
+    Nor of the commands that published results name beside it.
+    """
+    return short_hash({name: value for name, value in env.items() if name not in ("git", "commands")}, 8)
 
 
 def device_name(env: Environment) -> str:
@@ -124,7 +129,7 @@ def read_info(folder: Path) -> RunInfo:
         raise BenchError(f"cannot read '{path}': {error.strerror}.") from None
     except ValueError as error:
         raise BenchError(f"{path}: not JSON: {error}.", "Another folder is needed: pass --out.") from None
-    _require_readable(data, str(path))
+    require_readable(data, str(path))
     return read(RunInfo, data, str(path))
 
 
@@ -147,16 +152,28 @@ def _record(line: bytes, where: str) -> Record:
         data = json.loads(line)
     except ValueError as error:
         raise BenchError(f"{where}: not JSON: {error}.", "Remove the line; its case will be measured again.") from None
-    _require_readable(data, where)
+    return read_record(data, where)
+
+
+def read_record(data: object, where: str) -> Record:
+    """The record that `data` is, which stands at `where`.
+
+    Raises:
+        BenchError: It is none, or was written by a newer benchbench.
+    """
+    require_readable(data, where)
     try:
         return Record.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BenchError(f"{where}: not a record: {place}: {first['msg']}.") from None
+    except BenchError as error:  # of a family, which does not know where its name stands
+        raise BenchError(f"{where}: {error.message}", error.hint) from None
 
 
-def _require_readable(data: object, where: str) -> None:
+def require_readable(data: object, where: str) -> None:
+    """Raises `BenchError` unless `data`, which stands at `where`, is an object of a schema that this version reads."""
     if not isinstance(data, dict):
         raise BenchError(f"{where}: expected a JSON object.")
     schema = cast("dict[str, Any]", data).get("schema")

@@ -9,6 +9,7 @@ from benchbench import units
 from benchbench.counters.cost import Cost
 from benchbench.counters.timeline import CATEGORIES, Category, Items, Repeat, Timeline
 from benchbench.errors import BenchError
+from benchbench.files import whole
 from benchbench.plot import PALETTE, STYLE
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def draw(cost: Cost, file: Path) -> None:
     """Writes the picture of a case; the same case gives the same bytes.
 
     Raises:
-        BenchError: The file is no .png or .svg, matplotlib is not installed, or the case's memory is not followed.
+        BenchError: The file is no .png or .svg or cannot be written, matplotlib is not installed, or the case's memory
+            is not followed.
     """
     if file.suffix not in SUFFIXES:
         raise BenchError(f"--timeline {file}: a picture is a .png or .svg.", f"Try {file.with_suffix('.svg')}.")
@@ -51,8 +53,8 @@ def draw(cost: Cost, file: Path) -> None:
     except ImportError:
         raise BenchError("plots need matplotlib, which is not installed.", "pip install 'benchbench[plot]'") from None
     metadata = {"Date": None, "Creator": None} if file.suffix == ".svg" else {"Software": None}
-    with mpl.rc_context(STYLE):
-        figure(cost).savefig(file, dpi=150, metadata=metadata)
+    with mpl.rc_context(STYLE), whole(file) as draft:
+        figure(cost).savefig(draft, format=file.suffix[1:], dpi=150, metadata=metadata)
 
 
 def figure(cost: Cost) -> "Figure":

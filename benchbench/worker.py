@@ -23,6 +23,7 @@ from benchbench.errors import BenchError
 from benchbench.measure import Bench, Request, Result, calibrate, obtainable_bytes
 from benchbench.reading import read
 
+KINDS = ("cpu", "cuda")
 PHASE_INTERVAL_S = 0.1
 PR_SET_PDEATHSIG = 1
 
@@ -77,6 +78,8 @@ def usable(name: str) -> torch.device:
     Raises:
         BenchError: There is no such device, or torch cannot use it.
     """
+    if name.partition(":")[0] not in KINDS:
+        raise BenchError(f"no device '{name}' to measure on.", f"It is {' or '.join(KINDS)}.")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -8,7 +8,7 @@ from benchbench.calibrate import Calibrator, Stopwatch, host_costs
 from benchbench.clock import Lap
 from benchbench.commands.calibrate import command
 from benchbench.devices.calibration import Timing, load
-from benchbench.errors import UnsupportedError
+from benchbench.errors import BenchError, UnsupportedError
 from benchbench.microbench import modules, recurrent
 from benchbench.microbench.plan import PLAN
 from benchbench.microbench.supplies import Make, Spec, Supplies, backward_of
@@ -74,6 +74,14 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
     found = load(tmp_path / "cpu.partial.toml")
     assert ("add", "float32") in found.curves
     assert found.skipped["the rest"] == "interrupted"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(Calibrator, "run", lambda _: 1 / 0)
+    (tmp_path / "file").touch()
+    for out, said in ((tmp_path / "file" / "a.toml", "cannot write to"), (tmp_path, "is a folder")):
+        with pytest.raises(BenchError, match=said):
+            CliRunner().invoke(command, ["--device", "cpu", "--out", str(out)], catch_exceptions=False)
 
 
 def test_forwards_run_in_inference_mode_and_steps_of_autograd_do_not():

@@ -23,6 +23,7 @@ from benchbench.store import read_run, runs
 from benchbench.suite import load
 
 FAKE = Path(__file__).parent / "fake_worker.py"
+RESULT = str(Path(__file__).parents[1] / "results" / "memory" / "nvidia-h200.json")
 SUITE = """
 name = "mine"
 version = 1
@@ -159,6 +160,13 @@ def test_help_lists_every_verb(capsys):
         (["run", "--suite", "smoke", "--set", "batch"], "benchbench: --set batch: expected KEY=VALUE.", "For example"),
         (["run", "--suite", "smoke", "--shard", "3/2"], "benchbench: --shard 3/2: expected I/N with I from 1", "For "),
         (["run", "--suite", "smoke", "--budget", "soon"], "benchbench: --budget soon: expected a time", "For example"),
+        (["run", "--suite", "smoke", "--budget", "10x"], "benchbench: --budget 10x: expected a time: a number", "For"),
+        (["run", "--suite", "smoke", "--budget", "0m"], "benchbench: --budget 0m: expected a time of more", "For"),
+        (["run", "--suite", "smoke", "--budget", ""], "benchbench: --budget : expected a time", "For example"),
+        (["run", "--suite", "smoke", "--shard", ""], "benchbench: --shard : expected I/N", "For example"),
+        (["run", "--suite", "smoke", "--device", ""], "benchbench: --device : expected cpu, cuda", "See: "),
+        (["run", "--suite", "smoke", "--device", "meta"], "benchbench: --device meta: expected cpu, cuda", "See: "),
+        (["run", "--suite", "smoke", "--out", ""], "benchbench: Invalid value for '--out': a folder needs a", "See: "),
         (["run", "--suite", "smoke", "--launcher", "ray"], "benchbench: no launcher 'ray'", "For many machines"),
         (
             ["run", "--suite", "smoke", "--require", "fused"],
@@ -175,8 +183,8 @@ def test_help_lists_every_verb(capsys):
         ),
         (
             ["check", "--suite", "smoke", "--model", "mamba-tiny", "--set", "d_model=8"],
-            "benchbench: --set d_model=8: the suite says what its models are.",
-            "It goes without --suite.",
+            "benchbench: --set goes without --suite.",
+            "",
         ),
         (
             ["check", "--witness", "hardware", "--ops"],
@@ -221,13 +229,52 @@ def test_ctrl_c_outside_a_run_is_130(monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == "benchbench: interrupted."
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    code = "from benchbench.__main__ import main; raise SystemExit(main(['list', 'cases', '--format', 'json']))"
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_a_reader_that_goes_away_is_no_error(form):
+    code = f"from benchbench.__main__ import main; raise SystemExit(main(['list', 'cases', '--format', '{form}']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["list", "models"], ["count", "--model", "mamba-tiny", "--format", "json"]])
+def test_output_that_cannot_be_written_is_no_defect(words):
+    code = f"from benchbench.__main__ import main; raise SystemExit(main({words}))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "benchbench: cannot write: No space left on device.")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_file_that_the_system_refuses_is_no_defect(capsys, monkeypatch):
+    monkeypatch.setattr(run_verb, "default_device", lambda: Path("/nonexistent/file").read_text())
+    assert failure(capsys, "run", "--suite", "smoke")[:2] == (
+        2,
+        "benchbench: cannot use '/nonexistent/file': No such file or directory.",
+    )
+
+
+@pytest.mark.parametrize("words", [["claims"], ["report", RESULT], ["show", "mamba-tiny/prefill/N1", "--timeline"]])
+def test_files_that_cannot_be_written_are_no_defect(capsys, tmp_path, words):
+    (tmp_path / "file").touch()
+    words = [*words, *([] if "--timeline" in words else ["--out"]), str(tmp_path / "file" / "x.svg")]
+    code, said, _ = failure(capsys, *words)
+    assert code == 2
+    assert said.startswith(f"benchbench: cannot write to '{tmp_path}/file/x.svg")
+    assert said.endswith("Not a directory.")
+
+
+def test_the_tables_are_printed_even_if_their_files_cannot_be_written(capsys, place):
+    assert main(["run", "--suite", "mine.toml", "--out", "r", "-q"]) == 0
+    Path("r/mine.md").unlink()
+    Path("r/mine.md").mkdir()
+    assert main(["run", "--suite", "mine.toml", "--out", "r"]) == 2
+    out, err = capsys.readouterr()
+    assert "Reproduce: `benchbench run --suite mine.toml --device cpu` (version 1 of the suite)" in out.splitlines()
+    assert "benchbench: cannot write to 'r/mine.md': Is a directory." in err
 
 
 def test_run_measures_writes_and_prints(capsys, place):
@@ -298,8 +345,16 @@ def test_budgets(text, seconds):
 def test_what_continues_is_spelled_without_what_must_not_be_repeated():
     words = ["--suite", "my suite.toml", "-k", "a or b", "--set", "batch=2", "--retry", "--fresh", "--out", "x", "-q"]
     with run_verb.command.make_context("run", words) as ctx:
-        said = run_verb.spelled(ctx)
+        said = run_verb.spelled(ctx, run_verb.NOT_AGAIN)
     assert said == "benchbench run --suite 'my suite.toml' -k 'a or b' --set batch=2 --retry -q"
+
+
+def test_a_page_says_which_cases_were_chosen(place):
+    options = ["--model", "mamba-tiny", "--set", "batch=2", "--threads", "1"]
+    assert main(["run", "--suite", "mine.toml", *options, "-q", "--out", "r"]) == 0
+    said = f"benchbench run --suite mine.toml {' '.join(options)} --device cpu"
+    assert read_run(Path("r")).info.commands == (said,)
+    assert f"Reproduce: `{said}` (version 1" in Path("r/mine.md").read_text()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, place):

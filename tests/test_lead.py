@@ -59,6 +59,8 @@ def test_how_it_was_measured():
 
 
 def test_with_which_command():
-    assert command_line("tiny", 3, ENVIRONMENT) == (
-        "Reproduce: `benchbench run --suite tiny --device cpu` (version 3 of the suite)"
-    )
+    plain = "benchbench run --suite tiny --device cpu"
+    assert command_line("tiny", 3, [plain]) == f"Reproduce: `{plain}` (version 3 of the suite)"
+    both = command_line("tiny", 3, [plain, f"{plain} --model gpt2"])
+    assert both == f"Reproduce: `{plain}`, then `{plain} --model gpt2` (version 3 of the suite)"
+    assert not command_line("tiny", 3, []).startswith("Reproduce")

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,9 +14,10 @@ from benchbench import report
 from benchbench.columns import ordered
 from benchbench.commands.report import command
 from benchbench.errors import BenchError
-from benchbench.record import Record
-from benchbench.report import Results, as_csv, as_json, as_latex, as_markdown, load, print_run, render, write_run
+from benchbench.record import Protocol, Record
+from benchbench.report import Results, as_csv, as_json, as_latex, as_markdown, load, print_run, render, write, write_run
 from benchbench.store import RunInfo, canonical, machine_id
+from benchbench.suite import load as load_suite
 
 SCHEMA = Path(__file__).parents[1] / "results" / "schema.json"
 
@@ -40,8 +43,12 @@ def committed(tmp_path, found):
     return path
 
 
+def measured_by(found, *commands):
+    return replace(found, environments={"e1": {**ENVIRONMENT, "commands": list(commands)}})
+
+
 def test_every_table_follows_where_how_and_the_command():
-    parts = as_markdown(results()).split("\n\n")
+    parts = as_markdown(measured_by(results(), "benchbench run --suite tiny.toml --device cpu")).split("\n\n")
     tables = [i for i, part in enumerate(parts) if part.startswith("|")]
     assert len(tables) == 3  # parameters, prefill, decode
     for i in tables:
@@ -51,11 +58,39 @@ def test_every_table_follows_where_how_and_the_command():
         assert parts[i + 1].startswith("- ")
 
 
+def suite_records(name):
+    suite = load_suite(name)
+    return tuple(record(suite=name, protocol=suite.protocol, key=c.id).replace(case=c) for c in suite.cases)
+
+
+def test_a_command_is_named_that_measures_just_what_is_shown():
+    whole = Results({"e1": ENVIRONMENT}, suite_records("smoke"))
+    said = "Reproduce: `benchbench run --suite smoke --device cpu` (version 1 of the suite)"
+    assert as_markdown(whole).count(said) == as_markdown(whole).count("Protocol: ") > 1
+    for part in (
+        replace(whole, records=whole.records[1:]),
+        replace(whole, records=tuple(r.replace(protocol=Protocol.model_validate({})) for r in whole.records)),
+        results(),  # of a suite that is not benchbench's
+    ):
+        assert "Reproduce" not in as_markdown(part)
+        assert "which command measured these cases of it is not known" in as_markdown(part)
+    chosen = measured_by(replace(whole, records=whole.records[1:]), "benchbench run --suite smoke -k x", "b")
+    assert "Reproduce: `benchbench run --suite smoke -k x`, then `b` (version 1 of" in as_markdown(chosen)
+
+
+def test_commands_are_published_and_part_no_machine(tmp_path):
+    info = {"commands": ["benchbench run --suite tiny.toml --seq-len 512 --device cpu"]}
+    found = load(run_folder(tmp_path, results(), **info))
+    assert found.environments["e1"] == {**ENVIRONMENT, **info}
+    assert machine_id(found.environments["e1"]) == machine_id(ENVIRONMENT)
+    assert as_markdown(load(committed(tmp_path, found))) == as_markdown(found)
+
+
 def test_the_order_of_the_records_changes_no_byte(tmp_path):
     found = results()
     turned = replace(found, records=tuple(reversed(found.records)))
-    for write in (as_markdown, as_json, as_csv, as_latex):
-        assert write(turned) == write(found)
+    for form in (as_markdown, as_json, as_csv, as_latex):
+        assert form(turned) == form(found)
     again = load(committed(tmp_path, found))
     assert as_markdown(again) == as_markdown(found)
     assert as_json(again) == as_json(found)
@@ -104,7 +139,7 @@ def test_counted_crossings_are_located_by_the_cost_model():
     assert f"Counted state: mamba-tiny overtakes transformer-tiny at N={first}, counted to the token." in said
 
 
-def run_folder(folder, found):
+def run_folder(folder, found, **more):
     """A run folder that holds these results, the last record of them cut short."""
     info = RunInfo.model_validate(
         {
@@ -114,6 +149,7 @@ def run_folder(folder, found):
             "device": "cpu",
             "suites": {},
             "environments": found.environments,
+            **more,
         }
     )
     lines = [canonical(one.to_json()) for one in found.records]
@@ -143,7 +179,10 @@ def test_a_run_folder_is_printed(tmp_path):
         ("{", "not JSON"),
         ("[]", "is not a file of results"),
         ('{"records": []}', "is not a file of results"),
-        ('{"environments": {}, "records": [{"schema": 99}]}', "record 0 was written by a newer benchbench"),
+        ('{"environments": {}, "records": [{"schema": 99}]}', "record 0: written by a newer benchbench"),
+        ('{"environments": {}, "records": "x"}', "records: expected a list"),
+        ('{"environments": [], "records": []}', "environments: expected an object"),
+        ('{"environments": {}, "records": [1, 2]}', r"found\.json: record 0: expected a JSON object"),
         ('{"environments": {}, "records": [{"kee": 1}]}', "record 0"),
     ],
 )
@@ -151,6 +190,28 @@ def test_a_file_of_something_else(tmp_path, text, complaint):
     path = tmp_path / "found.json"
     path.write_text(text)
     with pytest.raises(BenchError, match=complaint):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("environments", "complaint"),
+    [
+        ({}, "a record names the environment 'e1'"),
+        ({"e1": {}}, "environment 'e1' has no 'cpu'"),
+        ({"e1": 3}, "environment 'e1' is not as a worker describes one"),
+    ],
+)
+def test_environments_are_there_and_whole(tmp_path, environments, complaint):
+    path = committed(tmp_path, results())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "environments": environments}))
+    with pytest.raises(BenchError, match=complaint):
+        load(path)
+
+
+def test_a_family_of_another_version_is_told_with_its_place(tmp_path):
+    path = committed(tmp_path, results())
+    path.write_text(path.read_text().replace('"family": "mamba"', '"family": "rwkv"'))
+    with pytest.raises(BenchError, match=r"found\.json: record \d: no family 'rwkv'"):
         load(path)
 
 
@@ -185,6 +246,24 @@ def test_the_command_prints_each_format(tmp_path):
     assert printed("--format", "csv").startswith("suite,device,task,dtype,batch,optimizer,ways,n,model,counted_flops,")
     assert r"\begin{tabular}" in printed("--format", "latex")
     assert "Environment:" in printed()
+    # Into a pipe nothing is cut or wrapped.
+    (line,) = {one for one in printed().splitlines() if one.startswith("Protocol:")}
+    assert line.endswith("± is that half interval")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    stem = tmp_path / "page"
+    write(stem, results())
+    before = stem.with_suffix(".json").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BenchError, match=r"cannot write to '.*page\.md': No space left on device\."):
+        write(stem, replace(results(), records=results().records[:1]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.json", "page.md"]
+    assert stem.with_suffix(".json").read_bytes() == before
 
 
 def test_the_command_prints_the_schema():

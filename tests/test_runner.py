@@ -17,6 +17,7 @@ from rich.console import Console
 from benchbench.errors import BenchError
 from benchbench.launch import LocalLauncher
 from benchbench.progress import LineView
+from benchbench.run_folder import RunFolder
 from benchbench.runner import Request, planned, run
 from benchbench.store import RECORDS, find, machine_id, read_run
 from benchbench.suite import Suite, parse
@@ -266,6 +267,48 @@ def test_the_folder_of_another_suite_is_refused_before_a_worker_starts(bench):
     other = SUITE.model_copy(update={"version": 2})
     with pytest.raises(BenchError, match="holds suite 'mine' v1; you asked for 'mine' v2"):
         run(Request((other,), out=bench.out), launcher, LineView(Console(file=io.StringIO())))
+
+
+def test_a_folder_in_use_or_of_something_else_is_refused_before_a_worker_starts(bench):
+    bench.run()
+    launcher = LocalLauncher("cpu", program=("/nonexistent",))
+
+    def refused(out):
+        with pytest.raises(BenchError) as caught:
+            run(Request((SUITE,), out=out), launcher, LineView(Console(file=io.StringIO())))
+        return caught.value.message
+
+    env = next(iter(read_run(bench.out).info.environments.values()))
+    with RunFolder(bench.out, (SUITE,), env):
+        assert refused(bench.out) == f"another run is writing to {bench.out}."
+    assert "is no run folder and is not empty: it holds run, script.json" in refused(bench.tmp_path)
+    assert not (bench.tmp_path / "lock").exists()
+    assert "Not a directory" in refused(bench.tmp_path / "script.json" / "a")
+
+
+def test_the_command_is_kept_with_what_it_measured(bench):
+    bench.run(reproduce="benchbench run --suite mine.toml --device cpu")
+    bench.run(reproduce="measures nothing")
+    assert read_run(bench.out).info.commands == ("benchbench run --suite mine.toml --device cpu",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({}, "--out '{}'"), ({"out": None}, ""), ({"out": None, "fresh": True}, "--fresh")]
+)
+def test_an_interruption_before_anything_is_written_names_what_was_asked_for(bench, monkeypatch, options, said):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    bench.out = bench.tmp_path / "my run"
+    monkeypatch.setattr(LocalLauncher, "start", interrupted)
+    stream = io.StringIO()
+    request = Request((SUITE,), **{"out": bench.out, "command": "benchbench run --suite mine", **options})
+    assert run(request, bench.launcher(), LineView(Console(file=stream, width=300))).code == 130
+    assert stream.getvalue().splitlines() == [
+        "interrupted after 0 of 5 cases.",
+        f"Continue with: benchbench run --suite mine {said}".rstrip().format(bench.out),
+    ]
+    assert not bench.out.exists()
 
 
 def test_a_new_machine_measures_anew_in_a_folder_of_its_own(bench, monkeypatch):

@@ -10,11 +10,22 @@ import pytest
 
 from benchbench.case import Case
 from benchbench.errors import BenchError
+from benchbench.files import require_writable, whole, write_whole
 from benchbench.fingerprint import fingerprint, sources
 from benchbench.record import SCHEMA, Protocol, Record
 from benchbench.run_folder import RunFolder
 from benchbench.specs import preset
-from benchbench.store import RECORDS, device_name, environment_id, find, key, machine_id, new_folder, read_run, runs
+from benchbench.store import (
+    RECORDS,
+    device_name,
+    environment_id,
+    find,
+    key,
+    machine_id,
+    new_folder,
+    read_run,
+    runs,
+)
 from benchbench.suite import Suite
 
 CASE = Case.of(preset("mamba-tiny"), task="prefill", seq_len=8)
@@ -251,3 +262,57 @@ def test_editing_one_model_makes_its_own_measurements_old_and_no_others(monkeypa
     )
     after = {family: fingerprint(family, "prefill", "chunked") for family in before}
     assert {family for family in before if before[family] != after[family]} == {"mamba"}
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(BenchError, match="is no run folder and is not empty: it holds mine"):
+        held(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path):
+    require_writable(tmp_path / "a" / "b")
+    require_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(BenchError, match=r"cannot write to '.*file/a': Not a directory"):
+        require_writable(tmp_path / "file" / "a")
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_whole(path, "first")
+
+    def half():
+        with whole(path) as draft:
+            draft.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+    write_whole(Path(os.devnull), "dropped")
+    assert not Path(os.devnull).is_file()
+
+
+def test_commands_are_kept_each_once_where_all_are_known(tmp_path):
+    with held(tmp_path / "run") as folder:
+        for command in ("a", "b", "a", ""):
+            folder.note(command)
+    assert read_run(tmp_path / "run").info.commands == ("a", "b")
+    path = tmp_path / "run" / "run.json"
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "commands"}
+    path.write_text(json.dumps(before))
+    with held(tmp_path / "run") as folder:
+        folder.note("b")
+    assert read_run(tmp_path / "run").info.commands is None
+
+
+def test_a_folder_whose_run_was_killed_before_it_was_described_is_taken(tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / "run.json.tmp").write_text("{")
+    held(tmp_path).close()
+    assert read_run(tmp_path).records == ()
+    assert not (tmp_path / "run.json.tmp").exists()

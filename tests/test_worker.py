@@ -10,8 +10,10 @@ import psutil
 import pytest
 
 from benchbench.case import Case
+from benchbench.errors import BenchError
 from benchbench.record import Checked, Measured, Protocol
 from benchbench.specs import preset
+from benchbench.worker import usable
 
 SHORT = Protocol(min_samples=1, max_samples=2, warmup_calls=0)
 
@@ -142,6 +144,12 @@ def test_too_little_memory_is_oom_and_stdins_end_is_the_end():
         assert result["checked"]["gate"] == "passed"
 
         assert one.end() == 0
+
+
+@pytest.mark.parametrize("name", ["meta", "tpu", ""])
+def test_a_device_of_another_kind_is_refused(name):
+    with pytest.raises(BenchError, match=f"no device '{name}' to measure on"):
+        usable(name)
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_else():

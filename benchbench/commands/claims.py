@@ -7,6 +7,7 @@ import click
 
 from benchbench.claims import page, written
 from benchbench.commands.options import echo_tables
+from benchbench.files import write_whole
 
 
 @click.command()
@@ -17,9 +18,8 @@ def command(files: tuple[Path, ...], output: str, out: Path | None) -> None:
     """Recompute published numbers by the count: confirmed, refuted or undecided."""
     sections = page.audited([written.load(path) for path in files] or written.built_in())
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         place = out / "claims.md"
-        place.write_text(page.as_markdown(sections), "utf-8")
+        write_whole(place, page.as_markdown(sections))
         click.echo(place)
     elif output == "json":
         click.echo(json.dumps(page.as_json(sections), indent=2, ensure_ascii=False))

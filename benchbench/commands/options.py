@@ -141,12 +141,7 @@ def echo_tables(tables: Sequence[Table], output: str, notes: Sequence[str] = ())
         if blocks or notes:
             click.echo("\n\n".join([*blocks, *notes]))
         return
-    from rich.console import Console
-
-    # Into a pipe or a file a table is as wide as it needs to be.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
+    console = table.stdout_console()
     for one in tables:
         console.print(one.title, style="bold")
         for part in table.terminal(one, console):

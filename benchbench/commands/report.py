@@ -54,9 +54,9 @@ def command(
         for path in publish(results, out, allow_dirty=allow_dirty, plot=plot):
             click.echo(path)
     elif form == "table":
-        from rich.console import Console
+        from benchbench.table import stdout_console
 
-        report.render(results, Console())
+        report.render(results, stdout_console())
     else:
         writers = {"md": report.as_markdown, "csv": report.as_csv, "json": report.as_json, "latex": report.as_latex}
         sys.stdout.write(writers[form](results))

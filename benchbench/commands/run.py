@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from benchbench.launch import LocalLauncher
     from benchbench.runner import Ended, Request
     from benchbench.suite import Suite
+
+
+class FolderName(click.Path):
+    """A folder that has a name: an empty one would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a folder needs a name.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command(
@@ -40,7 +49,11 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Change batch, dtype, path, optimizer, seed, seq_len, a size of the models, or protocol.FIELD. Repeatable.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: results/runs/<date>-<device>-<sha>.")
+@click.option(
+    "--out",
+    type=FolderName(file_okay=False, path_type=Path),
+    help="Run folder. Default: results/runs/<date>-<device>-<sha>.",
+)
 @click.option("--device", help="cpu, cuda or cuda:1. Default: cuda where there is an NVIDIA driver, else cpu.")
 @click.option("--budget", metavar="TIME", help="For the whole run: 90s, 10m, 2h. Default: what the suite gives.")
 @click.option("--shard", metavar="I/N", help="Only the I-th of N parts, from 1/N to N/N.")
@@ -81,14 +94,15 @@ def command(
 
     if launcher != "local":
         raise BenchError(f"no launcher '{launcher}': only 'local' is there.", "For many machines: --shard I/N on each.")
-    device = device or default_device()
+    device = default_device() if device is None else device_of(device)
     request = runner.Request(
         suites=tuple(selected(names, device, **filters)),
         out=out,
-        budget_s=seconds_of(budget) if budget else None,
+        budget_s=seconds_of(budget) if budget is not None else None,
         fresh=fresh,
         retry=retry,
-        command=spelled(ctx),
+        command=spelled(ctx, NOT_AGAIN),
+        reproduce=f"{spelled(ctx, (*NOT_AGAIN, *OF_NO_CASE))} --device {device}",
     )
     workers = LocalLauncher(device, threads)
     if dry_run:
@@ -122,7 +136,7 @@ def selected(
         tasks=tasks,
         expression=expression,
         settings=tuple(setting_of(text) for text in settings),
-        shard=shard_of(shard) if shard else None,
+        shard=shard_of(shard) if shard is not None else None,
         require=require,
         device=device,
     )
@@ -147,9 +161,20 @@ def shard_of(text: str) -> tuple[int, int]:
 
 def seconds_of(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|)", text)
-    if not found or float(found[1]) == 0:
-        raise BenchError(f"--budget {text}: expected a time of more than 0.", "For example --budget 90s, 10m or 2h.")
+    example = "For example --budget 90s, 10m or 2h."
+    if not found:
+        raise BenchError(f"--budget {text}: expected a time: a number, and behind it s, m or h.", example)
+    if float(found[1]) == 0:
+        raise BenchError(f"--budget {text}: expected a time of more than 0.", example)
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def device_of(text: str) -> str:
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", text):
+        raise BenchError(
+            f"--device {text}: expected cpu, cuda or a GPU by its number, cuda:1.", "See: benchbench doctor"
+        )
+    return text
 
 
 def default_device() -> str:
@@ -157,13 +182,19 @@ def default_device() -> str:
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
-def spelled(ctx: click.Context) -> str:
-    """The command line as it was given, without what must not be given again."""
+NOT_AGAIN = ("out", "fresh", "dry_run")
+"""Options that the command that continues must not have, or gets otherwise."""
+OF_NO_CASE = ("device", "retry", "quiet", "verbose")
+"""Options that say nothing of what is measured, and the device, which is said anyhow."""
+
+
+def spelled(ctx: click.Context, without: Collection[str]) -> str:
+    """The command line as it was given, without some options."""
     words = ["benchbench", "run"]
     for parameter in ctx.command.params:
         name = parameter.name or ""
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if not given or name in ("out", "fresh", "dry_run"):
+        if not given or name in without:
             continue
         value = ctx.params[name]
         given_values = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
@@ -174,15 +205,16 @@ def spelled(ctx: click.Context) -> str:
 
 def show(ended: "Ended", *, quiet: bool) -> None:
     """The tables on stdout, their files, and how it went."""
-    from rich.console import Console
-
     from benchbench.job import tally
     from benchbench.report import print_run, write_run
+    from benchbench.table import stdout_console
 
     assert ended.folder is not None
-    written = write_run(ended.folder)
-    if not quiet:
-        print_run(ended.folder, Console())
+    try:
+        written = write_run(ended.folder)
+    finally:  # the tables are there even if their files cannot be
+        if not quiet:
+            print_run(ended.folder, stdout_console())
     files = ", ".join(path.name for path in written)
     click.echo(f"{tally(ended.records)}. {ended.folder}: {files} · benchbench report {ended.folder}", err=True)
 
