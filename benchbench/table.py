@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+FORMAT_HINT = "Try --format md."
+FOLDED = 10
+"""Characters that a folded text needs at the least."""
+
 Kind = Literal["text", "counted", "traced", "measured"]
 Plain = str | int | float | None
 T = TypeVar("T")
@@ -86,20 +90,41 @@ def markdown(table: Table) -> str:
     )
 
 
-def terminal(table: Table, console: "Console") -> list["RichTable | str"]:
-    """A rich table with the columns that the console has room for, then the reasons that its status column numbers."""
+def stdout_console() -> "Console":
+    """Where tables are printed: on a terminal as wide as it is, into a pipe or a file as wide as they need."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
+
+
+def terminal(table: Table, console: "Console", hint: str = FORMAT_HINT) -> list["RichTable | str"]:
+    """A rich table with the columns that the console has room for, then the reasons that its status column numbers.
+
+    `hint` says how to see the other columns.
+    """
     notes = numbered_notes(table)
     endless = console.options.update(width=10_000)
-    details = sorted((column for column in table.columns if column.detail), key=lambda column: -column.detail)
-    drawn, hidden = rich_table(table, notes, hide=()), 0
-    while hidden < len(details) and console.measure(drawn, options=endless).maximum > console.width:
-        hidden += 1
-        drawn = rich_table(table, notes, hide=[column.name for column in details[:hidden]])
+    hidden: list[Column[Any]] = []
+
+    def width(but: Sequence[Column[Any]] = ()) -> int:
+        left = rich_table(table, notes, hide=[column.name for column in (*hidden, *but)])
+        return console.measure(left, options=endless).maximum
+
+    details = sorted((column for column in table.columns if column.detail), key=lambda column: column.detail)
+    while details and width() > console.width:
+        hidden.append(details.pop())
+    # What is left folds its texts; where even so there is no room, numbers go, the last ones first.
+    texts = [column for column in table.columns if not column.right and column not in hidden]
+    numbers = [column for column in table.columns[1:] if column.right and column not in hidden]
+    while numbers and width(but=texts) + FOLDED * len(texts) > console.width:
+        hidden.append(numbers.pop())
+    drawn = rich_table(table, notes, hide=[column.name for column in hidden])
     lines = [" ".join(f"({number}) {note}." for note, number in notes.items())] if notes else []
     if hidden:
-        lines.append(
-            f"Too narrow for: {units.listing([column.header for column in details[:hidden]])}. Try --format md."
-        )
+        lines.append(f"Too narrow for: {units.listing([column.header for column in hidden])}. {hint}")
     return [drawn, *lines]
 
 
@@ -125,7 +150,8 @@ def rich_table(table: Table, notes: dict[str, int], hide: Sequence[str]) -> "Ric
         drawn.add_column(
             Text(f"{column.kind if named else ''}\n{title}"),
             justify="right" if column.right else "left",
-            no_wrap=True,
+            no_wrap=column.right,
+            overflow="fold",
         )
     before = ""
     for row in table.rows:
@@ -144,7 +170,7 @@ def csv(tables: Sequence[Table]) -> str:
         DataFrame(
             [
                 {**dict(table.labels), **{c.name: cell.value for c, cell in zip(table.columns, row, strict=True)}}
-                | {"reason": row[-1].note or None}
+                | {"reason": next((cell.note for cell in row if cell.note), None)}
                 for row in table.rows
             ],
             dtype=object,

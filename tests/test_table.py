@@ -56,6 +56,11 @@ def test_a_narrow_terminal_leaves_out_details_and_says_so():
     assert "…" not in narrow
 
 
+def test_what_to_do_is_the_callers_to_say():
+    console = Console(width=32, file=StringIO())
+    assert table.terminal(small(detail=1), console, "Look there.")[-1].endswith("Look there.")
+
+
 def test_csv_holds_plain_values_and_leaves_absent_ones_empty():
     rows = list(csv.DictReader(StringIO(table.csv([small(), small()]))))
     assert len(rows) == 4
@@ -77,3 +82,19 @@ def test_latex_groups_the_columns_by_kind_and_escapes():
     assert r"measured &  \\" in drawn
     assert r"$\pm$ & x\_y \\" in drawn
     assert r"5\% & 5\% \\" in drawn
+
+
+def test_what_is_still_too_wide_folds_its_texts_and_then_loses_numbers():
+    columns: tuple[Column[int], ...] = (
+        Column("case", "case", "text", lambda item: "transformer-130m/prefill/N2048"),
+        Column("a", "a", "counted", lambda item: item, lambda value: f"{value:012d}"),
+        Column("b", "b", "counted", lambda item: item, lambda value: f"{value:012d}"),
+    )
+    drawn = build("a table", (), columns, [7])
+    folded = printed(drawn, 40)  # 40 - 2 · 13 leave 14 for the text of 30
+    assert folded.count("000000000007") == 2
+    assert "".join(line.split(" ")[0] for line in folded.splitlines()[3:]) == "transformer-130m/prefill/N2048"
+    narrow = printed(drawn, 30)  # 30 - 13 - 13 is less than 10
+    assert narrow.count("000000000007") == 1
+    assert "Too narrow for: b (counted)" in narrow.replace("\n", " ")
+    assert "…" not in folded + narrow
