@@ -39,7 +39,8 @@ class Group(NamedTuple):
 GROUPS = (
     Group(
         "values",
-        "errors value stats units expression toml_lines reading specs specs.* case gpu extras devices devices.* record",
+        "errors files value stats units expression toml_lines reading specs specs.* case gpu extras devices devices.*"
+        " record",
         others="pydantic pydantic_core",
     ),
     Group(
@@ -102,7 +103,7 @@ GROUPS = (
         lazily="symbolic",
         others="pydantic",
     ),
-    Group("times", "time_crossover", uses="values counters"),
+    Group("times", "time_crossover", uses="values counters tables"),
     Group("fit", "fit", uses="values counters timelines"),
     Group(
         "commands",
