@@ -161,8 +161,8 @@ class Step:
 
     @property
     def steps_on(self) -> bool:
-        """Whether a state is read and written for a single token."""
-        return self.new == 1 and not self.training
+        """Whether a state that others left is read, and written, for a single token."""
+        return self.context > 0 and self.new == 1
 
     @property
     def rows(self) -> int:

@@ -98,7 +98,7 @@ def triton(step: Step, channels: int, n_state: int) -> Path:
     summed = 1 if n_state < 16 else (2 * SUM_COLUMNS if s < 4 else 4 * SUM_COLUMNS + 2)
     kept = between + 4 * step.batch * parameters
     inputs = _inputs(step, channels, n_state)
-    if step.steps_on:
+    if step.new == 1 and not step.training:
         moved = inputs + 2 * s * n + 4 * (parameters + channels) + 8 * step.batch * parameters
         return Path(states + 18 * n, 0, moved, 0, 0, 5 * s * n)
     return Path(
