@@ -9,6 +9,11 @@ from tempfile import TemporaryFile
 from benchbench.errors import unwritable
 
 
+def draft_of(name: str) -> str:
+    """What a file is called until it is whole."""
+    return f"{name}.tmp"
+
+
 @contextmanager
 def whole(path: Path) -> Generator[Path, None, None]:
     """A draft to write instead of `path`, which it replaces at the end; if anything fails, `path` is as it was.
@@ -17,7 +22,7 @@ def whole(path: Path) -> Generator[Path, None, None]:
         BenchError: It cannot be written.
     """
     # A device or a pipe is written to, and never replaced.
-    draft = path if path.exists() and not path.is_file() else path.with_name(f"{path.name}.tmp")
+    draft = path if path.exists() and not path.is_file() else path.with_name(draft_of(path.name))
     try:
         yield draft
         if draft != path:

@@ -11,7 +11,7 @@ from typing import Self
 
 from benchbench import __version__
 from benchbench.errors import BenchError, unwritable
-from benchbench.files import require_writable, whole
+from benchbench.files import draft_of, require_writable, whole
 from benchbench.record import SCHEMA, Record, latest
 from benchbench.store import (
     INFO,
@@ -30,7 +30,7 @@ from benchbench.store import (
 from benchbench.suite import Suite
 
 LOCK = "lock"
-DRAFT = f"{INFO}.tmp"
+DRAFT = draft_of(INFO)
 """What a run leaves that is killed while it writes its description."""
 ELSEWHERE = "Pass --out with a folder that can be written."
 

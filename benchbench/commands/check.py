@@ -10,7 +10,16 @@ import click
 from benchbench import units
 from benchbench.case import TASKS, Case
 from benchbench.commands import check_hardware, check_memory
-from benchbench.commands.options import FORMATS, LENGTH, echo_tables, refuse_beside, runs_for_real, sized, specs_of
+from benchbench.commands.options import (
+    FORMATS,
+    LENGTH,
+    echo_tables,
+    refuse_beside,
+    runs_for_real,
+    sized,
+    some,
+    specs_of,
+)
 from benchbench.counters.rules import WITNESSES, Witness
 from benchbench.errors import BenchError, UnsupportedError
 from benchbench.specs import ModelSpec
@@ -134,10 +143,7 @@ def told(kernels: Iterable[check_hardware.Outcome], output: str) -> Iterator[che
 
 def traced(planned: Iterable[tuple[Case, str]], witnesses: Sequence[str]) -> list[Outcome]:
     """Each case, where it is traced, under each witness."""
-    found = [outcome(case, on, cast("Witness", one)) for case, on in planned for one in witnesses]
-    if not found:
-        raise check_memory.NOTHING_LEFT
-    return found
+    return [outcome(case, on, cast("Witness", one)) for case, on in some(planned) for one in witnesses]
 
 
 def suite_cases(name: str, names: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[Case, str]]:

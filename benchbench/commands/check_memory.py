@@ -15,17 +15,15 @@ import click
 
 from benchbench import units
 from benchbench.case import TASKS, Case
-from benchbench.commands.options import echo_tables, runs_for_real, sized
+from benchbench.commands.options import echo_tables, runs_for_real, sized, some
 from benchbench.counters.cost import Kind
-from benchbench.errors import BenchError, UnsupportedError
+from benchbench.errors import UnsupportedError
 from benchbench.specs import ModelSpec
 from benchbench.table import Column, Table, build
 
 if TYPE_CHECKING:
     from benchbench.counters.memory import Fullest
     from benchbench.counters.timeline import Alive, Timeline
-
-NOTHING_LEFT = BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
 
 ALLOWED_BYTES = 1024
 """How far two of the three may lie apart: numbers of a few bytes that no tensor of the model holds."""
@@ -91,10 +89,7 @@ def command(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = (case for spec in specs for case in cases(spec, tasks or TASKS, seq_len, batch, device))
-    chosen = list(own if planned is None else planned)
-    if not chosen:
-        raise NOTHING_LEFT
-    found = [outcome(case, device) for case in chosen]
+    found = [outcome(case, device) for case in some(own if planned is None else planned)]
     if output == "json":
         click.echo(json.dumps([as_json(one) for one in found], indent=2))
     else:

@@ -4,12 +4,11 @@ import json
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from benchbench import cost_tables, units
 from benchbench.case import Case
 from benchbench.commands import closed_forms
-from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables, refuse_beside
+from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables, given, refuse_beside
 from benchbench.counters import Cost, count
 from benchbench.counters.time import counted_on
 from benchbench.devices import Device, device
@@ -37,8 +36,7 @@ def command(
         if suite or ops or on:
             raise BenchError(f"--symbolic goes without {'--suite' if suite else '--ops' if ops else '--device'}.")
         names = [name.strip() for name in (symbols or "N").split(",")]
-        context = click.get_current_context()
-        if names == ["N"] and context.get_parameter_source("seq_len") == ParameterSource.DEFAULT:
+        if names == ["N"] and not given("seq_len"):
             sizes["seq_len"] = 2  # which the model accepts, however few positions it has
         found, tables, notes = closed_forms.shown(case_of(**sizes), names)
         if output == "json":

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from benchbench import fit, units
 from benchbench.case import Case
-from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables
+from benchbench.commands.options import FORMATS, SIZES, case_of, echo_tables, given
 from benchbench.counters.cost import Kind
 from benchbench.devices import Device, device, devices
 from benchbench.errors import BenchError
@@ -60,9 +59,7 @@ class Held:
 @click.option("--max", "most", type=click.Choice(["seq-len", "batch"]), help="Only this question; the other is given.")
 @click.option("--verify", is_flag=True, help="Run the answers, and one step past them, on this machine's GPU.")
 @FORMATS
-@click.pass_context
 def command(
-    context: click.Context,
     memory: str | None,
     on: str | None,
     reserve: str,
@@ -88,8 +85,7 @@ def command(
             echo_tables([devices_table(case, rows)], output, [smallest_line(rows), *notes([], kept)])
         return
     where = place(memory, on, kept, verify)
-    given = context.get_parameter_source("seq_len") != ParameterSource.DEFAULT
-    answers = [fit.largest(one, where.memory) for one in asked(sizes, where.kind, most, given)]
+    answers = [fit.largest(one, where.memory) for one in asked(sizes, where.kind, most, given("seq_len"))]
     runs = verified(answers, where.memory) if verify else []
     if output == "json":
         click.echo(json.dumps(answers_json(where, answers, runs, kept), indent=2))

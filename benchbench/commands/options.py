@@ -1,6 +1,6 @@
 """Options that several verbs share, and how they print tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchbench.counters.cost import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 LENGTH = click.IntRange(min=1, max=2**40)
 """Tokens, or sequences."""
@@ -91,11 +92,22 @@ def changed(name: str, pairs: dict[str, str]) -> ModelSpec:
     return preset(name, **pairs)
 
 
+def given(name: str) -> bool:
+    """Whether the parameter was given on the command line, and did not take its default."""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def some(cases: Iterable[T]) -> list[T]:
+    """The cases that filters left to check; BenchError if they left none."""
+    if found := list(cases):
+        return found
+    raise BenchError("no case is left to check.", "See: benchbench list cases --suite NAME")
+
+
 def refuse_beside(what: str, *names: str) -> None:
     """Raises BenchError if one of these options was given: beside `what` it would be ignored."""
-    context = click.get_current_context()
     for name in names:
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        if given(name):
             raise BenchError(f"--{OPTION_OF.get(name, name.replace('_', '-'))} goes without {what}.")
 
 
